@@ -1,0 +1,89 @@
+# Deep Layer Cascade. `make help` lists the targets; settings are given as NAME=value.
+#   PROFILE   data set, network and budget (default: voc12 with a GPU, shapes without)
+#   LC_DATA   folder that holds the data sets (default: data)
+#   PYTHON    the Python that .venv is made from, 3.11 to 3.13 (default: python3)
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+LC_DATA ?= data
+export LC_DATA
+PY := .venv/bin/python
+READY := .venv/.ready
+LC := $(PY) -m lc
+CODE := $(wildcard lc/*.py) results/published.csv
+CHAPTERS := $(basename $(notdir $(wildcard book/*.ipynb)))
+# the newest committed real evidence, best first
+EVIDENCE := $(firstword $(foreach p,voc12 cityscapes camvid camvid-lite,$(if $(wildcard results/$(p)/runs/*.json),$(p))))
+# these targets work on one profile; the others may do without
+B = build/$(PROFILE)
+
+.PHONY: help setup data reproduce book notebook test clean python-fits runs pages FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+reproduce: python-fits ## everything: set-up, data, missing runs, book   [PROFILE=... LC_DATA=...]
+	@$(PYTHON) -m lc plan $(if $(PROFILE),--profile $(PROFILE))
+	@profile=$$($(PYTHON) -m lc plan $(if $(PROFILE),--profile $(PROFILE)) --only name) && \
+	 $(MAKE) --no-print-directory $(READY) && \
+	 $(MAKE) --no-print-directory runs PROFILE=$$profile && \
+	 $(MAKE) --no-print-directory pages PROFILE=$$profile
+
+book: $(READY) ## render the committed evidence, train nothing   [PROFILE=...]
+	@$(MAKE) --no-print-directory pages PROFILE=$(or $(PROFILE),$(EVIDENCE))
+
+notebook: $(READY) ## rerun one chapter with another threshold: NB=rho RHO=0.97   [PROFILE=...]
+	@test -n "$(NB)" || { echo "make notebook needs NB=<name>, one of: $(CHAPTERS)"; exit 2; }
+	@$(LC) notebook $(NB) --set profile=$(or $(PROFILE),$(EVIDENCE)) $(if $(RHO),--set rho=$(RHO)) --html \
+	  --out build/notebook/$(NB)-$(or $(PROFILE),$(EVIDENCE))$(if $(RHO),-$(RHO)).ipynb
+
+test: $(READY) ## run the tests
+	@$(PY) -m pytest -q
+
+setup: $(READY) ## make .venv from requirements.lock
+
+data: $(READY) ## fetch and check the data of a profile: PROFILE=camvid-lite   [LC_DATA=...]
+	@name=$$($(LC) plan $(if $(PROFILE),--profile $(PROFILE)) --only dataset) && \
+	 if [ -f data_scripts/$$name.py ]; then $(MAKE) --no-print-directory build/data/$$name.json; \
+	 else echo "data set $$name is made on the fly; nothing to fetch"; fi
+
+clean: ## remove what can be made again (build/); keeps .venv, data, checkpoints and results
+	rm -rf build
+
+python-fits:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	 { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=/path/to/python3.12"; exit 2; }
+
+$(READY): requirements.lock pyproject.toml
+	@$(MAKE) --no-print-directory python-fits
+	@echo "Setting up .venv from requirements.lock (about 6 GB, a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	@.venv/bin/uv pip install --quiet --python $(PY) --require-hashes requirements.lock
+	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -e .
+	@touch $@
+
+build/data/%.json: data_scripts/%.py | $(READY)
+	@$(PY) $< --data $(LC_DATA) --manifest $@
+
+runs: $(READY)
+	@if [ "$$($(LC) plan --profile $(PROFILE) --only count)" != 0 ]; then $(MAKE) --no-print-directory data; fi
+	@$(LC) run --profile $(PROFILE)
+
+pages: $(B)/html/index.html
+	@echo "The book: $(CURDIR)/$(B)/html/index.html"
+
+$(B)/records.stamp: FORCE
+	@$(LC) stamp --profile $(PROFILE)
+
+build/$(PROFILE)/book/%.ipynb: book/%.ipynb $(CODE) build/$(PROFILE)/records.stamp
+	@$(LC) notebook $* --set profile=$(PROFILE) --out $@
+
+$(B)/html/index.html: $(CHAPTERS:%=$(B)/book/%.ipynb) $(wildcard book/*.yml book/*.md book/*.bib)
+	@$(LC) stage --profile $(PROFILE)
+	@.venv/bin/jupyter-book --version | grep -q ' 1\.' || .venv/bin/jupyter-book --version | grep -q '^Jupyter Book *: 1\.' || \
+	 { echo "jupyter-book 1.x is needed: version 2 fetches its theme while it builds; run make setup"; exit 2; }
+	@.venv/bin/jupyter-book build $(B)/book --path-output $(B) -W -n --keep-going --quiet
+	@rm -rf $(B)/html && mv $(B)/_build/html $(B)/html
+	@touch $@

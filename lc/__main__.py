@@ -1,0 +1,208 @@
+"""`python -m lc COMMAND`: parse, call, print. Bad input ends in one line and exit code 2.
+
+Nothing heavy is imported before a command needs it, so that `plan` and `list` answer at once, and on a bare Python.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+from lc import experiments, paths, records
+from lc.errors import InputError, check_rho
+
+
+def _resolve(name: str | None) -> tuple[str, str]:
+    """(profile, why): the one asked for, or the default of this machine."""
+    return (name, "asked for") if name else experiments.default_profile()
+
+
+def _device(name: str):
+    import torch
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {name!r} asked for, but PyTorch sees no GPU here; use --device cpu")
+    return torch.device(name)
+
+
+def plan(args) -> None:
+    """Say what `make reproduce` will do; with --name, --dataset or --count print just that."""
+    name, why = _resolve(args.profile)
+    profile = experiments.profile(name)
+    todo, every = records.missing(name), experiments.catalogue(name)
+    if args.only:
+        print({"name": name, "dataset": profile.data.name, "count": len(todo)}[args.only])
+        return
+    print(f"Profile {name} ({why}): {profile.data.name} data, tier {profile.tier}, made for {profile.made_for}.")
+    if not todo:
+        print(f"All {len(every)} runs have their records; nothing is trained.")
+    else:
+        print(f"{len(todo)} of {len(every)} runs are missing: {', '.join(e.name for e in todo)}.")
+        print(f"Training takes about {sum(e.minutes for e in todo):.0f} minutes on {profile.made_for.split(',')[0]}; the book about 2 more.")
+    for entry in every.values():
+        record = records.find(entry)
+        if record and record.stale:
+            print(f"Stale: {name}/{entry.name}: {record.stale}; it is shown as such. Remake it with `python -m lc run --profile {name} --again`.")
+        for path in records.outdated(entry):
+            print(f"Not used: {path.name}, made with other settings of {entry.name} than today's.")
+
+
+def list_(args) -> None:
+    """The catalogue: experiment, state, minutes, the published cells it is compared with, title."""
+    for name in [args.profile] if args.profile else experiments.PROFILES:
+        profile = experiments.profile(name)
+        print(f"{name} ({profile.tier}; made for {profile.made_for})")
+        for entry in experiments.catalogue(name).values():
+            record = records.find(entry)
+            state = "missing" if record is None else "stale" if record.stale else "done"
+            cells = "; ".join(f"Table {t} {r} {c}" for t, r, c in entry.cells)
+            print(f"  {entry.name:<12} {state:<8} {entry.minutes:6.1f} min  {entry.title}{f'  [{cells}]' if cells else ''}")
+
+
+def run(args) -> None:
+    """Make every record that is missing."""
+    name, _ = _resolve(args.profile)
+    profile = experiments.profile(name)
+    for experiment in args.experiments:
+        experiments.experiment(name, experiment)
+    if not args.again and not {e.name for e in records.missing(name)} & set(args.experiments or experiments.catalogue(name)):
+        print(f"{name}: no run is missing")
+        return
+    from lc import runs
+    device = _device(args.device)
+    print(f"device: {runs.device_name(device)}; data set: {profile.data.name} under {paths.data_root(args.data)}")
+    runs.run_missing(name, args.experiments, args.data, device, args.workers, args.again)
+
+
+def train(args) -> None:
+    """Train one experiment with changed settings; weights and history go to --out, the records stay untouched."""
+    import torch
+    from lc import config, runs
+    from lc.data import SegmentationSet
+    from lc.evaluate import evaluate
+    from lc.train import Trainer, save_weights
+    name, _ = _resolve(args.profile)
+    settings = config.override(experiments.experiment(name, args.experiment).run, args.set)
+    out = args.out or paths.build(name) / "train" / records.stem(args.experiment, settings)
+    data, val = (SegmentationSet(settings.data, split, args.data) for split in ("train", "val"))
+    device = _device(args.device)
+    trainer = Trainer(settings, data, val, out, device, runs.start_weights(settings, args.data, device, args.workers),
+                      runs.survival(settings, args.data, device, args.workers), args.workers)
+    model = trainer.fit()
+    save_weights(model, out / "weights.safetensors")
+    print(f"val mIoU {evaluate(model, val, settings.rho).miou:.4f} at rho = {settings.rho:g}; weights, history and state in {out}")
+
+
+def bench(args) -> None:
+    """Time the cascade at each rho against the dense network; write results/<profile>/bench/<device>.json or --json."""
+    from lc import bench as benches
+    name, _ = _resolve(args.profile)
+    print(benches.run(name, args.experiment, args.data, _device(args.device), args.images, args.repeats, args.json))
+
+
+def predict(args) -> None:
+    """Label, stage and confidence maps of images, as PNG overlays."""
+    check_rho(args.rho)
+    from lc import predict as predictor
+    name = args.profile or "camvid-lite"
+    model, spec = predictor.trained(name, args.experiment, _device(args.device))
+    height = args.height or round(experiments.profile(name).train.crop[0])
+    for path in predictor.predict_files(args.images, args.out, model, spec, args.rho, height):
+        print(path)
+
+
+def table(args) -> None:
+    """Print a table of the paper beside ours."""
+    from lc import tables
+    frames = {"1": tables.rho_table, "2": tables.methods}
+    if args.table not in frames:
+        raise InputError(f"table {args.table!r} has no live counterpart yet; tables: {', '.join(frames)}")
+    for frame in frames[args.table](tables.evidence(_resolve(args.profile)[0])):
+        print(frame.round(2).to_string(na_rep="-"), end="\n\n")
+
+
+def notebook(args) -> None:
+    """Execute one chapter with papermill, parameters checked."""
+    from lc import report
+    given = dict(setting.partition("=")[::2] for setting in args.set)
+    print(f"{report.execute(args.name, given, args.out)}")
+    if args.html:
+        print(report.to_html(args.out))
+        print("\n".join(report.answers(args.out)))
+
+
+def stage(args) -> None:
+    """Lay out the book's sources beside the executed notebooks, and refuse if one of them failed."""
+    from lc import report
+    print(report.stage(args.profile))
+
+
+def stamp(args) -> None:
+    """Touch build/<profile>/records.stamp if the records (or their timings) changed: what notebooks depend on in make."""
+    import hashlib
+    folder = paths.results(args.profile)
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("runs/*"), *folder.glob("bench/*")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    target = paths.build(args.profile) / "records.stamp"
+    if not target.exists() or target.read_text() != digest.hexdigest():
+        records.write_whole(target, digest.hexdigest().encode())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m lc", description="Deep Layer Cascade, reproduced.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, call, *options: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=call.__doc__.split("\n")[0], description=call.__doc__)
+        sub.set_defaults(call=call)
+        shared = {"profile": dict(help="one of " + ", ".join(experiments.PROFILES)), "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
+                  "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"), "workers": dict(type=int, default=0, help="loader processes")}
+        for option in options:
+            sub.add_argument(f"--{option}", **shared[option])
+        return sub
+
+    add("plan", plan, "profile").add_argument("--only", choices=("name", "dataset", "count"))
+    add("list", list_, "profile")
+    sub = add("run", run, "profile", "data", "device", "workers")
+    sub.add_argument("experiments", nargs="*", help="only these (default: every missing one)")
+    sub.add_argument("--again", action="store_true", help="also remake stale records")
+    sub = add("train", train, "profile", "data", "device", "workers")
+    sub.add_argument("experiment")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
+    sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
+    sub = add("bench", bench, "profile", "data", "device")
+    sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
+    sub.add_argument("--images", type=int, default=10)
+    sub.add_argument("--repeats", type=int, default=5)
+    sub.add_argument("--json", type=Path, metavar="FILE")
+    sub = add("predict", predict, "profile", "device")
+    sub.add_argument("images", nargs="+")
+    sub.add_argument("--rho", type=float, default=float(experiments.BEST_RHO))
+    sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
+    sub.add_argument("--height", type=int, help="rows the network sees (default: what it was trained on)")
+    sub.add_argument("--out", type=Path, default=Path("build/predict"))
+    add("table", table, "profile").add_argument("table", help="1 or 2")
+    sub = add("notebook", notebook)
+    sub.add_argument("name")
+    sub.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--html", action="store_true", help="also write a page, and print the answer")
+    add("stage", stage, "profile")
+    add("stamp", stamp, "profile")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 when it succeeded, 2 when the input was bad."""
+    args = parser().parse_args(arguments)
+    try:
+        args.call(args)
+    except InputError as error:
+        print(f"lc: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What a forward costs: multiply-adds counted from the layers that ran, and measured time.
+
+A multiply-add (MAC) of a convolution: kernel area x inputs x outputs, for each output pixel. Counted on a dense map for
+every pixel, on a RegionTensor for the active pixels only, by hooks on the layers themselves.
+"""
+import copy
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lc.cascade import LayerCascade
+from lc.region_conv import RegionTensor
+
+
+@contextmanager
+def count_macs(model: nn.Module):
+    """Within the block, the yielded dict fills with MACs by name of convolution."""
+    macs: dict[str, int] = {}
+
+    def hook(name: str) -> Callable:
+        def count(module, inputs, output):
+            pixels = len(output.region) if isinstance(output, RegionTensor) else output.numel() // output.shape[1]
+            macs[name] = macs.get(name, 0) + module.weight.numel() * pixels
+        return count
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    try:
+        yield macs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dense_macs(model: LayerCascade, size: tuple[int, int]) -> dict[str, int]:
+    """MACs of each convolution for one image (3, H, W), all stages and heads dense; shapes only, nothing is computed."""
+    ghost = copy.deepcopy(model).to("meta").eval()
+    with count_macs(ghost) as macs, torch.no_grad():
+        ghost(torch.zeros(1, 3, *size, device="meta"), 1.0)
+    return macs
+
+
+def components(model: LayerCascade, size: tuple[int, int]) -> list[dict]:
+    """One row per component (stem, IRNet-A, ...) and head: stage, name, parameters, MACs for one image of that size."""
+    macs, rows = dense_macs(model, size), []
+    for number, (stage, head) in enumerate(zip(model.stages, model.heads), start=1):
+        for prefix, name, module in [(f"stages.{number - 1}.{n}.", n, m) for n, m in stage.named_children()] + \
+                                    [(f"heads.{number - 1}.", f"head {number}", head)]:
+            rows.append({"stage": number, "component": name, "parameters": sum(p.numel() for p in module.parameters()),
+                         "macs": sum(v for k, v in macs.items() if k.startswith(prefix))})
+    return rows
+
+
+def cascade_macs(model: LayerCascade, size: tuple[int, int], handed: list[float]) -> float:
+    """MACs of the cascade for one image when the shares `handed` of the pixels reach each stage; all heads included."""
+    rows = components(model, size)
+    return sum(row["macs"] * handed[row["stage"] - 1] for row in rows)
+
+
+def dense_network_macs(model: LayerCascade, size: tuple[int, int]) -> float:
+    """MACs of the same network without the cascade: all stages, the last head only."""
+    last = f"head {len(model.heads)}"
+    return sum(row["macs"] for row in components(model, size) if not row["component"].startswith("head") or row["component"] == last)
+
+
+def timed_stages(model: LayerCascade, image: Tensor, rho: float) -> list[float]:
+    """Seconds spent in each stage of one forward (its head, and handing over to it, included)."""
+    marks: list[float] = []
+    handles = [head.register_forward_hook(lambda *_: marks.append(_now(image.device))) for head in model.heads]
+    try:
+        start = _now(image.device)
+        model(image, rho)
+        end = _now(image.device)
+    finally:
+        for handle in handles:
+            handle.remove()
+    edges = [start, *marks[:-1], end]
+    return [b - a for a, b in zip(edges, edges[1:])]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def run_dense(model: LayerCascade, image: Tensor) -> Tensor:
+    """The dense opponent: the same stages and the last head, nothing else."""
+    x = image
+    for stage in model.stages:
+        x = stage(x)
+    return model.heads[-1](x)
+
+
+@torch.no_grad()
+def bench_cascade(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int = 5) -> list[dict]:
+    """Time one-image forwards at every rho, and the dense network, turn by turn on the same images.
+
+    Returns one row per contestant: rho (None = dense), milliseconds as median and quartiles over images x repeats, median
+    milliseconds per stage, shares handed on, and the speed-up: the median of dense / cascade, pair by pair.
+    """
+    model.eval()
+    samples: dict[float | None, list] = {rho: [] for rho in [None, *rhos]}
+    handed: dict[float, list] = {rho: [] for rho in rhos}
+    for repeat in range(-1, repeats):  # the first round warms up
+        for image in images:
+            for rho, kept in samples.items():
+                if rho is None:
+                    start = _now(image.device)
+                    run_dense(model, image)
+                    parts = [_now(image.device) - start]
+                else:
+                    parts = timed_stages(model, image, rho)
+                    if repeat < 0:
+                        handed[rho].append(model(image, rho).shares)
+                if repeat >= 0:
+                    kept.append(parts)
+    dense = np.array([sum(parts) for parts in samples[None]])
+    return [_bench_row(rho, np.array(kept) * 1e3, dense * 1e3, handed.get(rho)) for rho, kept in samples.items()]
+
+
+def _bench_row(rho: float | None, stages: np.ndarray, dense: np.ndarray, handed: list | None) -> dict:
+    total = stages.sum(1)
+    low, median, high = np.quantile(total, [0.25, 0.5, 0.75])
+    return {"rho": rho, "ms": median, "ms_low": low, "ms_high": high, "samples": len(total), "speedup": float(np.median(dense / total)),
+            "stage_ms": np.median(stages, axis=0).tolist(), "handed": None if handed is None else np.mean(handed, axis=0).tolist()}

@@ -1,0 +1,59 @@
+"""Run a cascade over a split and count. Module-level and without state: training, records and notebooks call the same."""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from lc import metrics
+from lc.cascade import cells_to_pixels, upsample
+from lc.data import IGNORE, SegmentationSet, eval_batches
+
+
+@dataclass
+class Evaluation:
+    """Counts over one split at one rho. N images, K classes, S stages.
+
+    confusions: (N, K, K), truth in rows; decided: (S, K), labelled pixels of class k decided by stage s;
+    handed: (S,) mean share of the stride-8 cells handed to each stage, the first is 1.
+    """
+    rho: float
+    confusions: np.ndarray
+    decided: np.ndarray
+    handed: np.ndarray
+
+    @property
+    def miou(self) -> float:
+        return float(metrics.miou(self.confusions.sum(0)))
+
+    def summary(self) -> dict:
+        """Plain numbers for a record: shares in [0, 1]."""
+        total = self.confusions.sum(0)
+        exits = self.handed - np.append(self.handed[1:], 0.0)
+        return {
+            "rho": self.rho, "images": len(self.confusions), "miou": self.miou,
+            "iou": [None if np.isnan(value) else float(value) for value in metrics.iou(total)],
+            "pixel_accuracy": float(np.diagonal(total).sum() / total.sum()),
+            "handed": [float(v) for v in self.handed], "decided": [float(v) for v in exits],
+            "decided_pixels": self.decided.tolist()}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: SegmentationSet, rho: float, batch_size: int = 8, depth: int | None = None) -> Evaluation:
+    """Evaluate `model` (eval mode is set and left set) on whole images, at the resolution of the labels, in float32."""
+    model.eval()
+    device = next(model.parameters()).device
+    stages, classes = len(model.stages), data.num_classes
+    confusions = np.zeros((len(data), classes, classes), np.int64)
+    decided, handed = np.zeros((stages, classes), np.int64), np.zeros(stages)
+    for indices, images, labels in eval_batches(data, batch_size):
+        out = model(images.to(device, memory_format=torch.channels_last), rho, depth)
+        prediction = upsample(out.log_probs, labels.shape[1:]).argmax(1).cpu().numpy()
+        stage = cells_to_pixels(out.decided, labels.shape[1:]).cpu().numpy()
+        for i, label, guess in zip(indices, labels.numpy(), prediction):
+            confusions[i] = metrics.confusion(label, guess, classes)
+        known = labels.numpy() != IGNORE
+        pairs = (stage[known].astype(np.int64) - 1) * classes + labels.numpy()[known]
+        decided += np.bincount(pairs, minlength=stages * classes).reshape(stages, classes)
+        handed[:len(out.handed)] += np.array(out.shares) * len(indices)
+    return Evaluation(rho, confusions, decided, handed / len(data))

@@ -1,0 +1,109 @@
+"""Frames and arrays -> axes. Nothing here trains, evaluates or reads a file."""
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+STAGE_COLOURS = ("#f2c14e", "#5aa469", "#3d6fb6")  # yellow, green, blue, as in Fig. 2
+UNKNOWN = (255, 0, 255)
+PAPER_COLOUR, OUR_COLOUR = "0.35", "#c8553d"
+
+
+def style() -> None:
+    """One look for all pages."""
+    sns.set_theme(style="whitegrid", rc={"figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False})
+
+
+def colour(labels: np.ndarray, palette: tuple, ignore_index: int = 255) -> np.ndarray:
+    """(H, W) class ids -> (H, W, 3) uint8; ignored pixels white."""
+    table = np.full((256, 3), 255, np.uint8)
+    table[:len(palette)] = palette
+    return table[np.where(labels == ignore_index, 255, labels)]
+
+
+def panels(rows: list[list[np.ndarray]], titles: list[str], names: list[str] | None = None, cmap: str = "viridis") -> Figure:
+    """A grid of pictures: RGB (H, W, 3) or maps (H, W)."""
+    height, width = rows[0][0].shape[:2]
+    figure, grid = plt.subplots(len(rows), len(titles), squeeze=False, figsize=(2.3 * len(titles), 2.3 * len(rows) * height / width + 0.3))
+    for axes, pictures in zip(grid, rows):
+        for ax, picture in zip(axes, pictures):
+            ax.imshow(picture, cmap=cmap, interpolation="nearest")
+            ax.set_xticks([]), ax.set_yticks([]), ax.grid(False)
+    for ax, title in zip(grid[0], titles):
+        ax.set_title(title, fontsize=9)
+    for axes, name in zip(grid, names or []):
+        axes[0].set_ylabel(name, fontsize=8)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def class_legend(figure: Figure, names: list[str], palette: tuple, unknown: bool = True) -> Figure:
+    """Names and colours of the classes under a grid of pictures."""
+    patches = [Patch(color=np.array(c) / 255, label=n) for n, c in zip(names, palette)]
+    patches += [Patch(color=np.array(UNKNOWN) / 255, label="unknown: handed on")] if unknown else []
+    figure.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=6, fontsize=8, frameon=False)
+    return figure
+
+
+def rho_curve(ours: pd.DataFrame, paper: pd.DataFrame | None, value: str, ax: Axes, label: str, title: str) -> Axes:
+    """A quantity of Table 1 along rho (spaced evenly, as the paper's choice of thresholds is not even)."""
+    for frame, colour_, name in ((paper, PAPER_COLOUR, "paper, VOC12 val"), (ours, OUR_COLOUR, label)):
+        if frame is not None:
+            ax.plot(range(len(frame)), frame[value], "o-", color=colour_, label=name)
+            ax.set_xticks(range(len(frame)), frame.index)
+    ax.set(xlabel="rho", ylabel="percent", title=title)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def speed_curve(points: pd.DataFrame, dense_ms: float, ax: Axes, label: str) -> Axes:
+    """Fig. 7a: mIoU (percent) against milliseconds per image, one point per rho; the dense network as a vertical line."""
+    ax.plot(points["ms"], points["mIoU"], "o-", color=OUR_COLOUR, label=label)
+    for rho, row in points.iterrows():
+        ax.annotate(f"{rho}", (row["ms"], row["mIoU"]), textcoords="offset points", xytext=(4, -9), fontsize=8)
+    ax.axvline(dense_ms, color=PAPER_COLOUR, linestyle="--", label="dense network")
+    ax.set(xlabel="milliseconds per image", ylabel="mIoU (percent)", title="Accuracy against time along rho")
+    ax.legend(fontsize=8)
+    return ax
+
+
+def stacked(frame: pd.DataFrame, ax: Axes, ylabel: str, title: str, horizontal: bool = False) -> Axes:
+    """One bar per row, one part per column in the stages' colours (Fig. 5b, Fig. 7b)."""
+    kind = "barh" if horizontal else "bar"
+    frame.plot(kind=kind, stacked=True, ax=ax, color=STAGE_COLOURS[:frame.shape[1]], width=0.8, edgecolor="white")
+    (ax.set_xlabel if horizontal else ax.set_ylabel)(ylabel)
+    ax.set_title(title)
+    ax.legend(fontsize=8, ncol=3, loc="lower center", bbox_to_anchor=(0.5, 1.07), frameon=False)
+    ax.tick_params(axis="x", rotation=0 if horizontal else 45)
+    return ax
+
+
+def ratio_bars(ratios: pd.DataFrame) -> Figure:
+    """Fig. 5a: one row of bars per pair of stages; above 1 the deeper stage sees more of that class."""
+    figure, axes = plt.subplots(ratios.shape[1], 1, sharex=True, squeeze=False, figsize=(8, 2.1 * ratios.shape[1] + 0.6))
+    for ax, column in zip(axes[:, 0], ratios):
+        above = ratios[column].fillna(0) > 1
+        ax.bar(ratios.index, ratios[column], color=np.where(above, STAGE_COLOURS[1], "0.7"))
+        ax.axhline(1, color=PAPER_COLOUR, linewidth=1)
+        ax.set_ylabel(column, fontsize=9)
+    axes[-1, 0].tick_params(axis="x", rotation=45)
+    figure.tight_layout()
+    return figure
+
+
+def macs_bars(frame: pd.DataFrame, ax: Axes) -> Axes:
+    """Multiply-adds by component, coloured by stage; frame: columns stage, component, GMACs."""
+    ax.barh(frame["component"], frame["GMACs"], color=[STAGE_COLOURS[s - 1] for s in frame["stage"]])
+    ax.invert_yaxis()
+    ax.set(xlabel="multiply-adds for one image (10^9)")
+    ax.legend(handles=[Patch(color=c, label=f"stage {i + 1}") for i, c in enumerate(STAGE_COLOURS)], fontsize=8)
+    return ax
+
+
+def stage_map(decided: np.ndarray) -> np.ndarray:
+    """(H, W) stage numbers -> (H, W, 3) uint8 in the stages' colours."""
+    table = np.array([[255, 255, 255]] + [[int(c[i:i + 2], 16) for i in (1, 3, 5)] for c in STAGE_COLOURS], np.uint8)
+    return table[decided]

@@ -1,0 +1,89 @@
+"""Region: which pixels of a batch are computed, and where their neighbours are.
+
+Shapes here and below: N images, H W grid of a stage, P active pixels of the whole batch, T taps of a kernel, C channels.
+A region does not change inside a stage, so its index tables are built once and shared by all layers of the stage.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+class Region:
+    """The set M of Sec. 3.2, for a whole batch.
+
+    mask: (N, H, W) bool, True inside M. Empty, full and one-pixel regions are ordinary.
+    """
+
+    def __init__(self, mask: Tensor):
+        if mask.dim() != 3 or mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool of shape (N, H, W), got {mask.dtype} {tuple(mask.shape)}")
+        self.mask = mask
+        self.index = mask.flatten().nonzero().squeeze(1)  # (P,) positions in the flattened N*H*W grid
+        self._tables: dict[tuple, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.index.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.mask.device
+
+    def slots(self) -> Tensor:
+        """(N, H, W) long: the row of each pixel in the compact tensor, P where the pixel is outside M."""
+        slots = torch.full((self.mask.numel(),), len(self), dtype=torch.long, device=self.device)
+        slots[self.index] = torch.arange(len(self), device=self.device)
+        return slots.view(self.mask.shape)
+
+    def table(self, kernel: int | tuple[int, int], dilation: int | tuple[int, int] = 1, dense: bool = False) -> Tensor:
+        """(P, T) long: where tap t of the window round active pixel p reads, taps in row-major order.
+
+        Compact (the default): a row number; P where the neighbour is outside M, P + 1 where it is outside the image.
+        dense=True: a position in the flattened N*H*W grid; N*H*W (+ 1 outside the image) plays the part of P.
+        """
+        key = (_pair(kernel), _pair(dilation), dense)
+        if key not in self._tables:
+            self._tables[key] = self._build_table(*key)
+        return self._tables[key]
+
+    def _build_table(self, kernel: tuple[int, int], dilation: tuple[int, int], dense: bool) -> Tensor:
+        (kh, kw), (dh, dw) = kernel, dilation
+        ph, pw = dh * (kh // 2), dw * (kw // 2)
+        n, h, w = self.mask.shape
+        grid = torch.arange(n * h * w, device=self.device).view(n, h, w) if dense else self.slots()
+        off_image = (n * h * w if dense else len(self)) + 1
+        padded = F.pad(grid, (pw, pw, ph, ph), value=off_image)  # (N, H + 2 ph, W + 2 pw)
+        image, row, col = self.index // (h * w), self.index // w % h, self.index % w
+        corner = (image * padded.shape[1] + row) * padded.shape[2] + col  # top left of each window, (P,)
+        taps = (torch.arange(kh, device=self.device) * dh * padded.shape[2])[:, None] + torch.arange(kw, device=self.device) * dw
+        return padded.flatten()[corner[:, None] + taps.flatten()]
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """Rows (P, C) of a dense map (N, C, H, W)."""
+        return dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, self.index)
+
+    def scatter(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
+        """Dense map (N, C, H, W) that holds rows (P, C) inside M and `outside` (zeros by default) elsewhere."""
+        n, h, w = self.mask.shape
+        if outside is None:
+            base = rows.new_zeros(n * h * w, rows.shape[1])
+        else:
+            base = outside.to(rows.dtype).permute(0, 2, 3, 1).reshape(n * h * w, -1)
+        return base.index_copy(0, self.index, rows).view(n, h, w, -1).permute(0, 3, 1, 2)
+
+    def rows_in(self, other: "Region") -> Tensor:
+        """(P,) row numbers of this region's pixels in `other`, which must contain it."""
+        rows = other.slots().flatten().index_select(0, self.index)
+        if len(self) and int(rows.max()) == len(other):
+            raise ValueError("this region is not inside the other: a later stage can only shrink the region")
+        return rows
+
+    def dilate(self, pixels: int) -> "Region":
+        """The region grown by a halo of `pixels` (a square window); the same object when pixels is 0."""
+        if pixels == 0:
+            return self
+        grown = F.max_pool2d(self.mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
+        return Region(grown[:, 0] > 0)

@@ -1,0 +1,221 @@
+"""Region convolution (Sec. 3.2, Fig. 3b and 3c): compute the pixels of M, and only those.
+
+The contract. Let M be the region, x the input map, y the output.
+- y(p) for p in M is the ordinary, "same"-padded, stride-1 convolution (or max pooling) at p.
+- y is zero outside M ("the values of the other region are directly set as zeros"). Every layer keeps this: batch norm
+  and activations act on the pixels of M only. In a residual sum I + conv(I) the outside is therefore copied from I.
+- What a window that reaches over the border of M reads there is where the paper is silent. Two readings:
+  "zero"   neighbours outside M count as zero. The field calls this a submanifold sparse convolution.
+  "dense"  neighbours outside M are read from the map that entered the stage, as long as residual sums carry it along;
+           behind any convolution the outside is zero again, so the readings differ only for a stage's first wide layer
+           and for pooling. In IRNet-B and -C every branch starts with a 1x1 convolution and both readings agree.
+
+The compact form writes the P pixels of the whole batch as a 1 x P image (1, C, 1, P), channels last, i.e. a P x C matrix.
+On it 1x1 convolutions are matrix products, and batch norm, activations, sums, concatenation and dropout are the ordinary
+operations. Wider windows gather their neighbours through the region's table and multiply. `RegionTensor` carries the pixels
+through unmodified modules: a stage given a tensor is dense, given a RegionTensor it computes those pixels only.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lc.region import Region, _pair
+
+READINGS = ("zero", "dense")
+
+
+def region_conv2d_reference(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None = None, dilation=1,
+                            reading: str = "zero") -> Tensor:
+    """The contract in its plainest form: convolve everything, then mask. Slow; the yardstick of every faster form.
+
+    x: (N, C, H, W); mask: (N, H, W) bool; weight: (O, C, kh, kw), kh and kw odd. Returns (N, O, H, W).
+    """
+    inside = mask[:, None].to(x.dtype)
+    padding = [d * (k // 2) for k, d in zip(weight.shape[2:], _pair(dilation))]
+    return F.conv2d(x * inside if reading == "zero" else x, weight, bias, padding=padding, dilation=dilation) * inside
+
+
+def _take(rows: Tensor, table: Tensor, extra: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """rows (P, C) at table (P', T) -> (P', T, C); `extra` is what a neighbour outside M and one outside the image read."""
+    missing = torch.tensor(extra, dtype=rows.dtype, device=rows.device)[:, None].expand(2, rows.shape[1])
+    return torch.cat([rows, missing]).index_select(0, table.flatten()).view(*table.shape, -1)
+
+
+class _CompactConv(torch.autograd.Function):
+    """Gather and multiply. The neighbour relation is symmetric, so the backward pass is again gather and multiply."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, table: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, table, weight)
+        taps = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])  # (T*C, O)
+        return _take(rows, table).flatten(1) @ taps
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        rows, table, weight = ctx.saved_tensors
+        grad_rows = grad_weight = None
+        if ctx.needs_input_grad[0]:  # tap t of p reads q  <=>  tap T-1-t of q reads p
+            taps = weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, weight.shape[1])  # (T*O, C)
+            grad_rows = _take(grad, table).flatten(1) @ taps
+        if ctx.needs_input_grad[2]:
+            taps = _take(rows, table).flatten(1).t() @ grad  # (T*C, O)
+            grad_weight = taps.view(*weight.shape[2:], *weight.shape[1::-1]).permute(3, 2, 0, 1)
+        return grad_rows, None, grad_weight
+
+
+def region_conv2d(x: "RegionTensor", weight: Tensor, bias: Tensor | None = None, dilation=1) -> "RegionTensor":
+    """Compact region convolution; weight (O, C, kh, kw) with odd kh, kw. Agrees with `region_conv2d_reference`."""
+    rows = x.rows
+    if torch.is_autocast_enabled(rows.device.type):
+        dtype = torch.get_autocast_dtype(rows.device.type)
+        rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    kernel = tuple(weight.shape[2:])
+    if kernel == (1, 1):
+        return x.with_rows(F.linear(rows, weight.flatten(1), bias))
+    if x.outside is None:
+        out = _CompactConv.apply(rows, x.region.table(kernel, dilation), weight)
+    else:
+        around = x.region.scatter(rows, x.outside).permute(0, 2, 3, 1).flatten(0, 2)  # (N*H*W, C)
+        taps = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
+        out = _take(around, x.region.table(kernel, dilation, dense=True)).flatten(1) @ taps
+    return x.with_rows(out if bias is None else out + bias)
+
+
+def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
+    """Max pooling over M, stride 1: neighbours outside the image never win, those outside M count as the reading says."""
+    extra = (0.0, float("-inf"))
+    if x.outside is None:
+        window = _take(x.rows, x.region.table(kernel, dilation), extra)
+    else:
+        around = x.region.scatter(x.rows, x.outside).permute(0, 2, 3, 1).flatten(0, 2)
+        window = _take(around, x.region.table(kernel, dilation, dense=True), extra)
+    return x.with_rows(window.max(dim=1).values)
+
+
+@dataclass(eq=False)
+class RegionTensor:
+    """The pixels of a region, standing in for the map (N, C, H, W) they were cut from.
+
+    values: (1, C, 1, P), channels last; region: where they lie; outside: (N, C, H, W) map read outside M, None for zeros.
+    """
+    values: Tensor
+    region: Region
+    outside: Tensor | None = None
+
+    @classmethod
+    def select(cls, x: "Tensor | RegionTensor", region: Region, reading: str = "zero") -> "RegionTensor":
+        """Cut `region` out of a dense map, or out of a RegionTensor whose region contains it."""
+        if isinstance(x, RegionTensor):
+            rows = x.rows.index_select(0, region.rows_in(x.region))
+            outside = x.dense() if reading == "dense" else None
+        else:
+            rows, outside = region.gather(x), x if reading == "dense" else None
+        return cls(_as_image(rows), region, outside)
+
+    @property
+    def rows(self) -> Tensor:
+        """(P, C) view of the values."""
+        return self.values[0, :, 0].t()
+
+    @property
+    def shape(self) -> torch.Size:
+        n, h, w = self.region.mask.shape
+        return torch.Size((n, self.values.shape[1], h, w))
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    def size(self, dim: int | None = None):
+        return self.shape if dim is None else self.shape[dim]
+
+    @property
+    def ndim(self) -> int:
+        return 4
+
+    def dim(self) -> int:
+        return 4
+
+    def dense(self) -> Tensor:
+        """(N, C, H, W): the values inside M; outside zeros, or what the dense reading carries there."""
+        return self.region.scatter(self.rows, self.outside)
+
+    def with_rows(self, rows: Tensor) -> "RegionTensor":
+        """The output (P, O) of a layer on the same region; its outside is zero."""
+        return RegionTensor(_as_image(rows), self.region)
+
+    __add__ = __radd__ = lambda self, other: torch.add(self, other)
+    __mul__ = __rmul__ = lambda self, other: torch.mul(self, other)
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _WINDOWED:
+            return _WINDOWED[func](*args, **kwargs)
+        if func not in _POINTWISE:
+            name = getattr(func, "__name__", func)
+            raise NotImplementedError(
+                f"{name} on a RegionTensor: only convolutions, max pooling and operations that treat each pixel by itself "
+                "work on a region; do this before the first cut between stages, or on the dense map (.dense())")
+        return _pointwise(func, args, kwargs)
+
+
+def _as_image(rows: Tensor) -> Tensor:
+    return rows.t()[None, :, None, :]  # (1, C, 1, P); memory stays P x C, which is channels last
+
+
+def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> RegionTensor:
+    kernel, dilation = tuple(weight.shape[2:]), _pair(dilation)
+    same = tuple(d * (k // 2) for k, d in zip(kernel, dilation))
+    if _pair(stride) != (1, 1) or groups != 1 or (padding != "same" and _pair(padding) != same) or not all(k % 2 for k in kernel):
+        raise ValueError(f"a region convolution keeps the grid: stride 1, odd kernel, padding {same}, one group; got "
+                         f"kernel {kernel}, stride {stride}, padding {padding}, groups {groups}. Cut the stage after this layer")
+    return region_conv2d(input, weight, bias, dilation)
+
+
+def _max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False) -> RegionTensor:
+    kernel, dilation = _pair(kernel_size), _pair(dilation)
+    same = tuple(d * (k // 2) for k, d in zip(kernel, dilation))
+    if _pair(stride or kernel) != (1, 1) or _pair(padding) != same or return_indices:
+        raise ValueError(f"max pooling on a region keeps the grid: stride 1 and padding {same}; got stride {stride}, "
+                         f"padding {padding}. Cut the stage after this layer")
+    return region_max_pool2d(input, kernel, dilation)
+
+
+def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> RegionTensor:
+    training = training and len(input.region) > 1  # statistics of fewer than two pixels do not exist
+    values = F.batch_norm(input.values, running_mean, running_var, weight, bias, training, momentum, eps)
+    return RegionTensor(values, input.region)
+
+
+def _pointwise(func: Callable, args: tuple, kwargs: dict) -> RegionTensor:
+    """Apply func to the values, and to the outside where the dense reading carries one."""
+    parts = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg]) if isinstance(a, RegionTensor)]
+    region = parts[0].region
+    if any(part.region is not region for part in parts):
+        raise ValueError("the operands of one operation must share one region: cut them with the same Region object")
+
+    def on(pick: Callable[[RegionTensor], Tensor]):
+        swap = lambda a: pick(a) if isinstance(a, RegionTensor) else type(a)(map(swap, a)) if isinstance(a, (list, tuple)) else a
+        return func(*map(swap, args), **kwargs)
+
+    carried = any(part.outside is not None for part in parts)
+    zeros = lambda part: part.values.new_zeros(()).expand(part.shape)
+    outside = on(lambda part: zeros(part) if part.outside is None else part.outside) if carried else None
+    return RegionTensor(on(lambda part: part.values), region, outside)
+
+
+_WINDOWED = {torch.conv2d: _conv2d, F.conv2d: _conv2d, F.max_pool2d: _max_pool2d, torch.max_pool2d: _max_pool2d,
+             F.batch_norm: _batch_norm, torch.batch_norm: _batch_norm}
+_POINTWISE = {torch.add, torch.sub, torch.mul, torch.div, torch.cat, torch.relu, torch.relu_, torch.sigmoid, torch.tanh,
+              F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.sigmoid, F.dropout, F.dropout2d,
+              F.softmax, F.log_softmax, torch.softmax, torch.log_softmax,
+              torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.__mul__, torch.Tensor.mul,
+              torch.Tensor.__rmul__, torch.Tensor.__iadd__}

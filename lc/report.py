@@ -1,0 +1,102 @@
+"""Notebooks and the book: papermill with the checks it lacks, staging, and the gate in front of jupyter-book.
+
+Sources in book/ are never written to: a notebook is executed into build/<profile>/book, and the book is built there.
+"""
+import json
+import shutil
+from pathlib import Path
+
+from lc import paths
+from lc.errors import InputError, check_rho
+
+SOURCES = paths.ROOT / "book"
+_TYPES = {"float": float, "int": int, "str": str, "bool": lambda text: {"true": True, "false": False}[text.lower()]}
+
+
+def notebook_path(name: str) -> Path:
+    """Source of a chapter by name, e.g. "rho"; InputError lists the chapters."""
+    path = SOURCES / f"{Path(name).stem}.ipynb"
+    if not path.exists():
+        raise InputError(f"unknown notebook {name!r}; notebooks: {', '.join(sorted(p.stem for p in SOURCES.glob('*.ipynb')))}")
+    return path
+
+
+def parameters(name: str, given: dict[str, str]) -> dict:
+    """The given texts as values of the notebook's typed parameters; a name or value that does not fit raises InputError."""
+    import papermill
+    known = papermill.inspect_notebook(str(notebook_path(name)))
+    values = {}
+    for key, text in given.items():
+        if key not in known:
+            raise InputError(f"notebook {name} has no parameter {key!r}; its parameters: {', '.join(known) or 'none'}")
+        kind = known[key]["inferred_type_name"].strip()
+        try:
+            values[key] = _TYPES[kind](text)
+        except (ValueError, KeyError):
+            raise InputError(f"parameter {key} of notebook {name} must be {kind}, got {text!r}") from None
+        if key == "rho":
+            check_rho(values[key])
+    return values
+
+
+def execute(name: str, given: dict[str, str], target: Path) -> Path:
+    """Run a notebook into `target`, which appears only if every cell succeeded; a failure keeps <target>.failed.ipynb."""
+    import papermill
+    values = parameters(name, given)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part.ipynb")
+    try:
+        papermill.execute_notebook(str(notebook_path(name)), str(part), values, kernel_name="python3", cwd=str(paths.ROOT),
+                                   progress_bar={"desc": name}, execution_timeout=1800)
+        check_executed(part)
+    except papermill.PapermillExecutionError as error:
+        failed = part.rename(target.with_suffix(".failed.ipynb"))
+        raise InputError(f"notebook {name} failed: {error.ename}: {error.evalue}; the executed copy is {failed}") from None
+    part.replace(target)
+    return target
+
+
+def check_executed(path: Path) -> None:
+    """Raise InputError unless papermill finished this notebook and no cell of it holds an error."""
+    notebook = json.loads(path.read_text())
+    if notebook["metadata"].get("papermill", {}).get("exception") is not False:
+        raise InputError(f"{path} was not executed to its end; run it again with `make book`")
+    for number, cell in enumerate(notebook["cells"]):
+        if any(output.get("output_type") == "error" for output in cell.get("outputs", [])):
+            raise InputError(f"{path}: cell {number} holds an error; run it again with `make book`")
+
+
+def answers(path: Path) -> list[str]:
+    """Texts of the cells tagged "answer": what a rerun prints on the terminal."""
+    texts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        if "answer" in cell["metadata"].get("tags", []):
+            for output in cell["outputs"]:
+                data = output.get("data", {})
+                texts.append("".join(data.get("text/markdown") or data.get("text/plain") or output.get("text", "")))
+    return texts
+
+
+def to_html(path: Path) -> Path:
+    """A single-file HTML page beside an executed notebook."""
+    from nbconvert import HTMLExporter
+    body, _ = HTMLExporter(exclude_input=True).from_filename(str(path))
+    page = path.with_suffix(".html")
+    page.write_text(body)
+    return page
+
+
+def stage(profile_name: str) -> Path:
+    """Copy what the book needs beside the executed notebooks: configuration, references, records; then check them all."""
+    folder = paths.build(profile_name) / "book"
+    for source in SOURCES.iterdir():
+        if source.suffix in {".yml", ".md", ".bib", ".png", ".css"}:
+            shutil.copy2(source, folder / source.name)
+    shown = folder / "extra" / "records"
+    shutil.rmtree(shown, ignore_errors=True)
+    shown.mkdir(parents=True)
+    for record in sorted((paths.results(profile_name) / "runs").glob("*.json")):
+        shutil.copy2(record, shown)
+    for notebook in sorted(SOURCES.glob("*.ipynb")):
+        check_executed(paths.need(folder / notebook.name, "executed notebook", "run `make book`"))
+    return folder

@@ -1,0 +1,133 @@
+"""From the catalogue to records: plan what is missing, train it, evaluate it, write it down."""
+import io
+import shutil
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from lc import paths, records
+from lc.config import RunConfig
+from lc.data import SegmentationSet
+from lc.errors import InputError
+from lc.evaluate import evaluate
+from lc.experiments import Experiment, catalogue, threads
+from lc.paper import columns
+from lc.train import Trainer, save_weights
+
+EXAMPLES = 3
+
+
+def device_name(device: torch.device) -> str:
+    """The device as records name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        model = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = "CPU"
+    return f"{model}, {threads()} cores"
+
+
+def weights_path(name: str, run: RunConfig) -> Path | None:
+    """Weights of a finished run: committed ones first, then those trained here."""
+    file = f"{records.stem(name, run)}.safetensors"
+    places = (paths.results(run.profile) / "weights" / file, paths.checkpoints(run.profile) / file)
+    return next((place for place in places if place.exists()), None)
+
+
+def _name_of(run: RunConfig) -> str:
+    return next(entry.name for entry in catalogue(run.profile).values() if entry.run == run)
+
+
+def run_missing(profile_name: str, names: list[str], root, device: torch.device, workers: int = 0, again: bool = False) -> int:
+    """Make every record of the profile (or of `names`) that is missing; `again` remakes stale ones too. Returns how many."""
+    entries = catalogue(profile_name)
+    unknown = [name for name in names if name not in entries]
+    if unknown:
+        raise InputError(f"unknown experiment {unknown[0]!r} of profile {profile_name}; experiments: {', '.join(entries)}")
+    todo = []
+    for entry in entries.values():
+        record = records.find(entry)
+        if (not names or entry.name in names) and (record is None or (again and record.stale)):
+            todo.append(entry)
+    for position, entry in enumerate(todo, start=1):
+        left = sum(e.minutes for e in todo[position - 1:])
+        print(f"[{position}/{len(todo)}] {profile_name}/{entry.name}: {entry.title}; about {entry.minutes:.0f} min, all that is left {left:.0f} min", flush=True)
+        execute(entry, root, device, workers)
+    return len(todo)
+
+
+def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> records.Record:
+    """Train one run to its end (or go on with it), evaluate it and write its record."""
+    train = SegmentationSet(entry.run.data, "train", root)
+    splits = {split: SegmentationSet(entry.run.data, split, root) for split in ("val", "test")}
+    made_on = records.provenance(device_name(device))
+    started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
+    folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
+    start = start_weights(entry.run, root, device, workers)
+    trainer = Trainer(entry.run, train, splits["val"], folder, device, start, survival(entry.run, root, device, workers), workers)
+    model = trainer.fit()
+    trained = time.perf_counter()
+    file = f"{records.stem(entry.name, entry.run)}.safetensors"
+    home = paths.results(entry.run.profile) / "weights" if entry.publish else paths.checkpoints(entry.run.profile)
+    save_weights(model, home / file)
+    results, arrays = {}, {}
+    for split, data in splits.items():
+        results[split] = evaluate(model, data, entry.run.rho)
+        arrays[f"confusions_{split}"] = results[split].confusions.astype(np.int32)
+    sweep = [evaluate(model, splits["val"], float(rho)) for rho in columns("1", "mIoU")] if entry.sweep else []
+    if sweep:
+        arrays["sweep_confusions"] = np.stack([e.confusions for e in sweep]).astype(np.int32)
+    values = {
+        **made_on, "started": started, "train_seconds": round(trained - clock, 1), "evaluate_seconds": round(time.perf_counter() - trained, 1),
+        "seed": entry.run.seed, "amp": str(trainer.amp or torch.float32).removeprefix("torch."),
+        "data": {"name": train.spec.title, "synthetic": train.spec.synthetic, "classes": train.spec.names,
+                 "images": {s.split: len(s) for s in (train, *splits.values())},
+                 "sha256": {s.split: s.fingerprint() for s in (train, *splits.values())},
+                 "size": list(train.read(0)[1].shape)},
+        "parameters": sum(p.numel() for p in model.parameters()), "weights": file if entry.publish else None,
+        "metrics": {split: e.summary() for split, e in results.items()}, "sweep": [e.summary() for e in sweep]}
+    record = records.write(entry, values, arrays, (folder / "history.jsonl").read_text())
+    _keep_examples(entry.run.profile, splits["val"])
+    shutil.rmtree(folder)  # the state that a finished run no longer needs
+    print(f"  {entry.name}: mIoU val {results['val'].miou:.4f}, test {results['test'].miou:.4f}; record {record.path.relative_to(paths.ROOT)}", flush=True)
+    return record
+
+
+def start_weights(run: RunConfig, root, device: torch.device, workers: int) -> dict | None:
+    """Weights a run begins with, made first if they are not here; None for a run that begins at random."""
+    if run.start is None:
+        return None
+    name = _name_of(run.start)
+    if weights_path(name, run.start) is None:
+        print(f"  its start, {name}, has no weights here: training it first", flush=True)
+        execute(catalogue(run.profile)[name], root, device, workers)
+    return load_file(weights_path(name, run.start))
+
+
+def survival(run: RunConfig, root, device: torch.device, workers: int) -> list[float] | None:
+    """Share of labels that survive dropout in each stage: what the other run handed on in its last epoch."""
+    if run.dropout_like is None:
+        return None
+    other = catalogue(run.profile)[_name_of(run.dropout_like)]
+    record = records.find(other) or execute(other, root, device, workers)
+    return record.history[-1]["handed"]
+
+
+def _keep_examples(profile_name: str, data: SegmentationSet) -> None:
+    """Keep three validation images and labels, as the figures show them: pages render without the data set."""
+    target = paths.results(profile_name) / "examples.npz"
+    if target.exists():
+        return
+    packed = io.BytesIO()
+    picks = [round((i + 0.5) * len(data) / EXAMPLES) for i in range(min(EXAMPLES, len(data)))]
+    pairs = [data.read(i) for i in picks]
+    np.savez_compressed(packed, images=np.stack([p[0] for p in pairs]), labels=np.stack([p[1] for p in pairs]),
+                        names=np.array([data.name(i) for i in picks]))
+    records.write_whole(target, packed.getvalue())
+

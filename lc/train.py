@@ -1,0 +1,224 @@
+"""Training (Sec. 3.3): initial training, cascade training, and the comparisons of Table 2, all as lists of phases.
+
+A run is trained in one sweep over its phases; each epoch ends with a state on disk, so a run that was cut off goes on where
+it stopped, and gives the same bytes as one that was not.
+"""
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from lc.cascade import CascadeOutput, LayerCascade, build_irnet_lc, cells_to_pixels, upsample
+from lc.config import Phase, RunConfig, TrainConfig
+from lc.data import IGNORE, SegmentationSet, TrainingSamples, epoch_loader, median_frequency_weights
+from lc.evaluate import evaluate
+
+
+def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of one stage on the pixels handed to it ("gradients are only propagated to the region of interest").
+
+    fused: (N, K, h, w) log-probabilities after the stage; handed: (N, h, w) bool; label: (N, H, W) long, 255 = ignore;
+    weight: (K,) class weights. The mean over the stage's own labelled pixels, zero when it has none.
+    """
+    target = label.masked_fill(~cells_to_pixels(handed, label.shape[1:]), IGNORE)
+    total = F.cross_entropy(upsample(fused, label.shape[1:]), target, weight, ignore_index=IGNORE, reduction="sum")
+    known = target != IGNORE
+    mass = known.sum() if weight is None else (weight[target.masked_fill(~known, 0)] * known).sum()
+    return total / mass.clamp(min=1e-6)
+
+
+def cascade_loss(out: CascadeOutput, label: Tensor, heads: tuple[int, ...], weight: Tensor | None = None,
+                 keep: list[float] | None = None) -> Tensor:
+    """Sum of the stage losses of `heads` (1-based). keep[s]: share of label cells of stage s+1 that survive label dropout."""
+    total = out.log_probs.new_zeros(())
+    for head in heads:
+        handed = out.handed[head - 1]
+        if keep is not None:
+            handed = handed & (torch.rand(handed.shape, device=handed.device) < keep[head - 1])
+        total = total + stage_loss(out.fused[head - 1], handed, label, weight)
+    return total
+
+
+def set_trainable(model: LayerCascade, phase: Phase) -> None:
+    """Train mode and gradients for the stages of the phase; the others, and all batch norms if frozen, are fixed."""
+    model.train()
+    for number, parts in enumerate(zip(model.stages, model.heads), start=1):
+        learns = number in phase.stages
+        for part in parts:
+            part.train(learns)
+            part.requires_grad_(learns)
+    if phase.freeze_bn:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+                module.requires_grad_(False)
+
+
+def make_optimizer(model: nn.Module, train: TrainConfig, phase: Phase, steps: int):
+    """Optimizer over the parameters that learn (no weight decay on biases and norms), and its per-step schedule."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": train.weight_decay},
+              {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0}]
+    makers = {"adamw": lambda: torch.optim.AdamW(groups, lr=phase.lr), "sgd": lambda: torch.optim.SGD(groups, lr=phase.lr, momentum=0.9)}
+    optimizer = makers[train.optimizer]()
+    schedules = {"one-cycle": lambda: OneCycleLR(optimizer, phase.lr, total_steps=steps, pct_start=0.2),
+                 "poly": lambda: PolynomialLR(optimizer, total_iters=steps, power=0.9)}
+    return optimizer, schedules[train.schedule]()
+
+
+def _ramped_ema(decay: float):
+    """An exponential average that follows closely at first, so that short phases do not remember their random start."""
+    def average(kept, current, count):
+        return get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(kept, current, count)
+    return average
+
+
+@dataclass
+class Trainer:
+    """One run on one device. folder: where its state, history and logs lie. keep: survival rates for label dropout."""
+    run: RunConfig
+    data: SegmentationSet
+    validation: SegmentationSet
+    folder: Path
+    device: torch.device
+    start: dict[str, Tensor] | None = None
+    keep: list[float] | None = None
+    workers: int = 0
+
+    def fit(self) -> LayerCascade:
+        """Train every phase that is not finished yet; returns the model, in eval mode."""
+        torch.manual_seed(self.run.seed)
+        self.model = build_irnet_lc(self.data.num_classes, **asdict(self.run.model))
+        if self.start is not None:
+            self.model.load_state_dict(self.start)
+        self.amp = autocast_dtype(self.run.train.amp, self.device)
+        self.format = training_format(self.amp, self.device)
+        self.model.to(self.device, memory_format=self.format)
+        balanced = self.run.train.balance == "median"
+        self.weight = median_frequency_weights(self.data).to(self.device) if balanced else None
+        self.samples = TrainingSamples(self.data, self.run.train, self.run.seed)
+        self.steps = max(1, len(self.data) // min(self.run.train.batch_size, len(self.data)))  # per epoch
+        self.history: list[dict] = []
+        state = self._load_state()
+        done = state["epochs"] if state else 0
+        total = sum(phase.epochs for phase in self.run.phases)
+        with tqdm(total=total * self.steps, initial=done * self.steps, desc=self.folder.name, unit="step", mininterval=2) as bar:
+            first = 0
+            for phase in self.run.phases:
+                if done < first + phase.epochs:
+                    self._phase(phase, first, state if done > first else None, bar)
+                first += phase.epochs
+        return self.model.eval()
+
+    def _phase(self, phase: Phase, first: int, state: dict | None, bar: tqdm) -> None:
+        set_trainable(self.model, phase)
+        optimizer, schedule = make_optimizer(self.model, self.run.train, phase, phase.epochs * self.steps)
+        decay = self.run.train.ema
+        average = AveragedModel(self.model, multi_avg_fn=_ramped_ema(decay), use_buffers=True) if decay else None
+        parts = {"model": self.model, "optimizer": optimizer, "schedule": schedule, "average": average}
+        for name in parts if state else ():
+            if parts[name] is not None:
+                parts[name].load_state_dict(state[name])
+        for epoch in range(state["epochs"] if state else first, first + phase.epochs):
+            row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0], **self._epoch(phase, epoch, optimizer, schedule, average, bar)}
+            last = epoch + 1 == first + phase.epochs
+            if last and average is not None:
+                self.model.load_state_dict(average.module.state_dict())
+            if last or (epoch + 1) % max(1, phase.epochs // 8) == 0:
+                judged = self.model if average is None else average.module
+                row["val_miou"] = evaluate(judged, self.validation, self.run.rho).miou
+                set_trainable(self.model, phase)
+            self._log(row)
+            bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_miou") if k in row})
+            self._save_state({"epochs": epoch + 1, **{k: v.state_dict() for k, v in parts.items() if v is not None}})
+
+    def _epoch(self, phase: Phase, epoch: int, optimizer, schedule, average, bar: tqdm) -> dict:
+        torch.manual_seed(1_000_003 * self.run.seed + epoch)
+        keep = self.keep if phase.label_dropout else None
+        losses, handed = [], []
+        for images, labels in epoch_loader(self.samples, epoch, self.workers):
+            images = images.to(self.device, memory_format=self.format, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+            with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
+                out = self.model(images, phase.rho, depth=max(phase.heads))
+            loss = cascade_loss(out, labels, phase.heads, self.weight, keep)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if average is not None:
+                average.update_parameters(self.model)
+            losses.append(loss.detach())
+            handed.append(torch.stack([mask.float().mean() for mask in out.handed]))
+            bar.update()
+        loss = torch.stack(losses).mean().item()
+        if loss != loss:
+            raise FloatingPointError(f"the loss of epoch {epoch + 1} is not a number; lower phases.*.lr (now {phase.lr})")
+        return {"loss": loss, "handed": [round(v, 5) for v in torch.stack(handed).mean(0).tolist()]}
+
+    def _log(self, row: dict) -> None:
+        self.history.append(row)
+        (self.folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.history))
+        for writer in self._tensorboard():
+            for name in ("loss", "lr", "val_miou"):
+                if name in row:
+                    writer.add_scalar(name, row[name], row["epoch"])
+
+    def _tensorboard(self) -> Iterator:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # a machine with torch only
+            return
+        with SummaryWriter(self.folder / "tensorboard") as writer:
+            yield writer
+
+    def _save_state(self, state: dict) -> None:
+        target = self.folder / "state.pt"
+        torch.save({**state, "history": self.history}, target.with_suffix(".tmp"))
+        os.replace(target.with_suffix(".tmp"), target)
+
+    def _load_state(self) -> dict | None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / "state.pt"
+        if not target.exists():
+            return None
+        state = torch.load(target, map_location=self.device)
+        self.history = state["history"]
+        self.model.load_state_dict(state["model"])
+        return state
+
+
+def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the run asks for it and the device computes in it; None for float32."""
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() if device.type == "cpu" else True
+    return torch.bfloat16 if amp == "bf16" and native else None
+
+
+def training_format(amp: torch.dtype | None, device: torch.device) -> torch.memory_format:
+    """Channels last, except in bfloat16 on a CPU: there oneDNN's weight gradients of dilated convolutions are wrong in that
+    layout (results/NOTES.md), and the plain layout is about as fast."""
+    broken = device.type == "cpu" and amp is not None
+    return torch.contiguous_format if broken else torch.channels_last
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_model(run: RunConfig, num_classes: int, path: Path, device: torch.device | str = "cpu") -> LayerCascade:
+    """The cascade of a run with the weights at path, in eval mode."""
+    model = build_irnet_lc(num_classes, **asdict(run.model))
+    model.load_state_dict(load_file(path))
+    return model.to(device, memory_format=torch.channels_last).eval()
