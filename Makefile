@@ -60,7 +60,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "Setting up .venv from requirements.lock (about 6 GB, a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.8
-	@.venv/bin/uv pip install --quiet --python $(PY) --require-hashes requirements.lock
+	@.venv/bin/uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock
 	@.venv/bin/uv pip install --quiet --python $(PY) --no-deps -e .
 	@touch $@
 

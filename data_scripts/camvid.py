@@ -24,6 +24,7 @@ LARGEST = 2 * 2 ** 30  # bytes that unpacking may write
 def fetch(url: str, root: Path) -> None:
     """Download the archive and put its CamVid folder at root/camvid, whole or not at all."""
     import pooch
+    pooch.get_logger().setLevel("WARNING")
     root.mkdir(parents=True, exist_ok=True)
     try:
         archive = pooch.retrieve(url, known_hash=None, path=root / "downloads", fname="camvid.zip", progressbar=True)

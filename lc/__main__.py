@@ -3,11 +3,15 @@
 Nothing heavy is imported before a command needs it, so that `plan` and `list` answer at once, and on a bare Python.
 """
 import argparse
+import re
 import sys
 from pathlib import Path
 
 from lc import experiments, paths, records
 from lc.errors import InputError, check_rho
+
+
+NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
 
 def _resolve(name: str | None) -> tuple[str, str]:
@@ -19,6 +23,8 @@ def _device(name: str):
     import torch
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {name!r} asked for, but PyTorch sees no GPU here; use --device cpu")
     return torch.device(name)
@@ -30,7 +36,7 @@ def plan(args) -> None:
     profile = experiments.profile(name)
     todo, every = records.missing(name), experiments.catalogue(name)
     if args.only:
-        print({"name": name, "dataset": profile.data.name, "count": len(todo)}[args.only])
+        print({"name": name, "dataset": profile.data.name, "count": len(todo) + records.bench_missing(name)}[args.only])
         return
     print(f"Profile {name} ({why}): {profile.data.name} data, tier {profile.tier}, made for {profile.made_for}.")
     if not todo:
@@ -59,18 +65,21 @@ def list_(args) -> None:
 
 
 def run(args) -> None:
-    """Make every record that is missing."""
+    """Make every record that is missing, and the timings if there are none."""
     name, _ = _resolve(args.profile)
-    profile = experiments.profile(name)
-    for experiment in args.experiments:
-        experiments.experiment(name, experiment)
-    if not args.again and not {e.name for e in records.missing(name)} & set(args.experiments or experiments.catalogue(name)):
+    chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
+    found = {entry.name: records.find(entry) for entry in chosen}
+    todo = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
+    timings = not args.experiments and records.bench_missing(name)
+    if not todo and not timings:
         print(f"{name}: no run is missing")
         return
-    from lc import runs
+    from lc import bench, runs
     device = _device(args.device)
-    print(f"device: {runs.device_name(device)}; data set: {profile.data.name} under {paths.data_root(args.data)}")
-    runs.run_missing(name, args.experiments, args.data, device, args.workers, args.again)
+    print(f"device: {runs.device_name(device)}; data set: {experiments.profile(name).data.name}, looked for under {paths.data_root(args.data)}")
+    runs.run_all(todo, args.data, device, args.workers)
+    if timings:
+        print(bench.run(name, f"lc-{experiments.BEST_RHO}", args.data, device))
 
 
 def train(args) -> None:
@@ -94,25 +103,32 @@ def train(args) -> None:
 
 def bench(args) -> None:
     """Time the cascade at each rho against the dense network; write results/<profile>/bench/<device>.json or --json."""
-    from lc import bench as benches
+    from lc import bench as timing
     name, _ = _resolve(args.profile)
-    print(benches.run(name, args.experiment, args.data, _device(args.device), args.images, args.repeats, args.json))
+    print(timing.run(name, args.experiment, args.data, _device(args.device), args.images, args.repeats, args.json))
 
 
 def predict(args) -> None:
     """Label, stage and confidence maps of images, as PNG overlays."""
     check_rho(args.rho)
     from lc import predict as predictor
+    from lc import runs
     name = args.profile or "camvid-lite"
-    model, spec = predictor.trained(name, args.experiment, _device(args.device))
+    model, spec = runs.trained(name, args.experiment, _device(args.device))
     height = args.height or round(experiments.profile(name).train.crop[0])
     for path in predictor.predict_files(args.images, args.out, model, spec, args.rho, height):
         print(path)
 
 
 def table(args) -> None:
-    """Print a table of the paper beside ours."""
+    """Print a table of the paper beside ours; "readme" renews the numbers in README.md."""
     from lc import tables
+    if args.table == "readme":
+        head, _, rest = (paths.ROOT / "README.md").read_text().partition(NUMBERS[0])
+        tail = rest.partition(NUMBERS[1])[2]
+        block = tables.readme_block(tables.evidence(_resolve(args.profile)[0]))
+        records.write_whole(paths.ROOT / "README.md", f"{head}{NUMBERS[0]}\n{block}\n{NUMBERS[1]}{tail}".encode())
+        return
     frames = {"1": tables.rho_table, "2": tables.methods}
     if args.table not in frames:
         raise InputError(f"table {args.table!r} has no live counterpart yet; tables: {', '.join(frames)}")
@@ -182,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
     sub.add_argument("--height", type=int, help="rows the network sees (default: what it was trained on)")
     sub.add_argument("--out", type=Path, default=Path("build/predict"))
-    add("table", table, "profile").add_argument("table", help="1 or 2")
+    add("table", table, "profile").add_argument("table", help="1, 2 or readme")
     sub = add("notebook", notebook)
     sub.add_argument("name")
     sub.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")

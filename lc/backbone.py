@@ -26,6 +26,7 @@ class ConvBN(nn.Sequential):
 
 def _same_conv(inputs: int, outputs: int, kernel: Kernel, stride: int = 1, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+    dilation = dilation if max(kernel) > 1 else 1
     padding = tuple(dilation * (k // 2) for k in kernel)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=bias)
 

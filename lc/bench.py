@@ -11,13 +11,12 @@ from lc import cost, paths, records, runs
 from lc.data import SegmentationSet, to_input
 from lc.experiments import experiment
 from lc.paper import columns
-from lc.predict import trained
 
 
-def run(profile_name: str, name: str, root, device: torch.device, images: int, repeats: int, target: Path | None = None) -> Path:
+def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None) -> Path:
     """Time a trained cascade at the rho of Table 1 on validation images, one at a time; returns the file written."""
     entry = experiment(profile_name, name)
-    model, _ = trained(profile_name, name, device)
+    model, _ = runs.trained(profile_name, name, device)
     data = SegmentationSet(entry.run.data, "val", root)
     picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
     inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]

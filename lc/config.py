@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from lc.errors import InputError, check_rho
 
+CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "poly"), "balance": ("none", "median"), "amp": ("none", "bf16"),
+           "reading": ("zero", "dense")}
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -112,6 +115,9 @@ def _convert(hint, value, where: str):
         value = float(value)
     if type(value) is not hint:
         raise InputError(f"{where} must be {hint.__name__}, got {value!r}")
+    allowed = CHOICES.get(where.rpartition(".")[2])
+    if allowed and value not in allowed:
+        raise InputError(f"{where} must be one of {', '.join(allowed)}, got {value!r}")
     return check_rho(value) if where.endswith("rho") else value
 
 

@@ -54,6 +54,20 @@ def components(model: LayerCascade, size: tuple[int, int]) -> list[dict]:
     return rows
 
 
+def layers(model: LayerCascade) -> list[dict]:
+    """The convolutions of the first block of each component, in order (the tables at the right of Fig. 2), from the model."""
+    rows = []
+    for number, stage in enumerate(model.stages, start=1):
+        for component, module in stage.named_children():
+            blocks = len(module) if component.startswith("irnet") else 1
+            for name, conv in (module[0] if blocks > 1 else module).named_modules():
+                if isinstance(conv, nn.Conv2d):
+                    rows.append({"stage": number, "component": component, "blocks": blocks, "layer": name.removesuffix(".conv"),
+                                 "kernel": "x".join(map(str, conv.kernel_size)), "stride": conv.stride[0], "dilation": max(conv.dilation),
+                                 "in": conv.in_channels, "out": conv.out_channels})
+    return rows
+
+
 def cascade_macs(model: LayerCascade, size: tuple[int, int], handed: list[float]) -> float:
     """MACs of the cascade for one image when the shares `handed` of the pixels reach each stage; all heads included."""
     rows = components(model, size)

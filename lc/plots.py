@@ -30,7 +30,7 @@ def panels(rows: list[list[np.ndarray]], titles: list[str], names: list[str] | N
     figure, grid = plt.subplots(len(rows), len(titles), squeeze=False, figsize=(2.3 * len(titles), 2.3 * len(rows) * height / width + 0.3))
     for axes, pictures in zip(grid, rows):
         for ax, picture in zip(axes, pictures):
-            ax.imshow(picture, cmap=cmap, interpolation="nearest")
+            ax.imshow(picture, cmap=cmap, interpolation="nearest", vmin=0)
             ax.set_xticks([]), ax.set_yticks([]), ax.grid(False)
     for ax, title in zip(grid[0], titles):
         ax.set_title(title, fontsize=9)

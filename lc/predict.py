@@ -10,11 +10,8 @@ from torch import nn
 
 from lc import paths, plots
 from lc.cascade import CascadeOutput, cells_to_pixels, upsample
-from lc.data import SPECS, Spec, read_image, to_input
+from lc.data import Spec, read_image, to_input
 from lc.errors import InputError, check_rho
-from lc.experiments import experiment
-from lc.runs import weights_path
-from lc.train import load_model
 
 
 @dataclass(frozen=True)
@@ -24,16 +21,6 @@ class Prediction:
     stages: np.ndarray
     confidence: np.ndarray
     handed: list[float]
-
-
-def trained(profile_name: str, name: str = "lc-0.985", device: torch.device | str = "cpu") -> tuple[nn.Module, Spec]:
-    """The cascade of a finished run and its data set's names and colours; InputError if its weights are not here."""
-    entry = experiment(profile_name, name)
-    path = weights_path(name, entry.run)
-    if path is None:
-        raise InputError(f"no weights of {profile_name}/{name} here; train it with `python -m lc run --profile {profile_name} {name}`")
-    spec = SPECS[entry.run.data.name]
-    return load_model(entry.run, len(spec.names), path, device), spec
 
 
 def examples(profile_name: str) -> dict[str, np.ndarray]:

@@ -91,6 +91,11 @@ def missing(profile_name: str) -> list[Experiment]:
     return [entry for entry in catalogue(profile_name).values() if find(entry) is None]
 
 
+def bench_missing(profile_name: str) -> bool:
+    """Whether the profile has no timing file, of any device."""
+    return not any((paths.results(profile_name) / "bench").glob("cascade-*.json"))
+
+
 def write(entry: Experiment, values: dict, arrays: dict, history: str) -> Record:
     """Write arrays and history, then the JSON last: a record that is there is complete."""
     import numpy as np

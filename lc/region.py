@@ -71,8 +71,8 @@ class Region:
         if outside is None:
             base = rows.new_zeros(n * h * w, rows.shape[1])
         else:
-            base = outside.to(rows.dtype).permute(0, 2, 3, 1).reshape(n * h * w, -1)
-        return base.index_copy(0, self.index, rows).view(n, h, w, -1).permute(0, 3, 1, 2)
+            base = outside.to(rows.dtype).permute(0, 2, 3, 1).reshape(n * h * w, rows.shape[1])
+        return base.index_copy(0, self.index, rows).view(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
 
     def rows_in(self, other: "Region") -> Tensor:
         """(P,) row numbers of this region's pixels in `other`, which must contain it."""

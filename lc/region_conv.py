@@ -41,7 +41,7 @@ def region_conv2d_reference(x: Tensor, mask: Tensor, weight: Tensor, bias: Tenso
 def _take(rows: Tensor, table: Tensor, extra: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     """rows (P, C) at table (P', T) -> (P', T, C); `extra` is what a neighbour outside M and one outside the image read."""
     missing = torch.tensor(extra, dtype=rows.dtype, device=rows.device)[:, None].expand(2, rows.shape[1])
-    return torch.cat([rows, missing]).index_select(0, table.flatten()).view(*table.shape, -1)
+    return torch.cat([rows, missing]).index_select(0, table.flatten()).view(*table.shape, rows.shape[1])
 
 
 class _CompactConv(torch.autograd.Function):

@@ -42,13 +42,14 @@ def parameters(name: str, given: dict[str, str]) -> dict:
 def execute(name: str, given: dict[str, str], target: Path) -> Path:
     """Run a notebook into `target`, which appears only if every cell succeeded; a failure keeps <target>.failed.ipynb."""
     import papermill
-    values = parameters(name, given)
+    values, target = parameters(name, given), target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
     try:
         papermill.execute_notebook(str(notebook_path(name)), str(part), values, kernel_name="python3", cwd=str(paths.ROOT),
                                    progress_bar={"desc": name}, execution_timeout=1800)
         check_executed(part)
+        _hide_parameters(part)
     except papermill.PapermillExecutionError as error:
         failed = part.rename(target.with_suffix(".failed.ipynb"))
         raise InputError(f"notebook {name} failed: {error.ename}: {error.evalue}; the executed copy is {failed}") from None
@@ -56,14 +57,24 @@ def execute(name: str, given: dict[str, str], target: Path) -> Path:
     return target
 
 
-def check_executed(path: Path) -> None:
-    """Raise InputError unless papermill finished this notebook and no cell of it holds an error."""
+def _hide_parameters(path: Path) -> None:
+    """Tag the cell that papermill injected, so that the book folds it like any other code."""
     notebook = json.loads(path.read_text())
-    if notebook["metadata"].get("papermill", {}).get("exception") is not False:
-        raise InputError(f"{path} was not executed to its end; run it again with `make book`")
-    for number, cell in enumerate(notebook["cells"]):
-        if any(output.get("output_type") == "error" for output in cell.get("outputs", [])):
-            raise InputError(f"{path}: cell {number} holds an error; run it again with `make book`")
+    for cell in notebook["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            cell["metadata"]["tags"].append("remove-input")
+    path.write_text(json.dumps(notebook, indent=1))
+
+
+def check_executed(path: Path) -> None:
+    """Raise InputError unless every code cell of this notebook was started and completed, and none holds an error."""
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        if cell["cell_type"] == "code":
+            run = cell["metadata"].get("papermill", {})
+            if run.get("status") != "completed" or not run.get("start_time"):
+                raise InputError(f"{path} was not executed to its end (cell {number}); run it again with `make book`")
+            if any(output["output_type"] == "error" for output in cell["outputs"]):
+                raise InputError(f"{path}: cell {number} holds an error; run it again with `make book`")
 
 
 def answers(path: Path) -> list[str]:
@@ -87,11 +98,12 @@ def to_html(path: Path) -> Path:
 
 
 def stage(profile_name: str) -> Path:
-    """Copy what the book needs beside the executed notebooks: configuration, references, records; then check them all."""
+    """Copy what the book needs beside the executed notebooks: configuration, style, references, records; then check them all."""
     folder = paths.build(profile_name) / "book"
     for source in SOURCES.iterdir():
-        if source.suffix in {".yml", ".md", ".bib", ".png", ".css"}:
+        if source.suffix in {".yml", ".md", ".bib"}:
             shutil.copy2(source, folder / source.name)
+    shutil.copytree(SOURCES / "_static", folder / "_static", dirs_exist_ok=True)
     shown = folder / "extra" / "records"
     shutil.rmtree(shown, ignore_errors=True)
     shown.mkdir(parents=True)

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from lc import paths, records
+from lc.cascade import LayerCascade
 from lc.config import RunConfig
-from lc.data import SegmentationSet
+from lc.data import SPECS, SegmentationSet, Spec
 from lc.errors import InputError
-from lc.evaluate import evaluate
-from lc.experiments import Experiment, catalogue, threads
+from lc.evaluate import Evaluation, evaluate
+from lc.experiments import Experiment, catalogue, experiment, threads
 from lc.paper import columns
-from lc.train import Trainer, save_weights
+from lc.train import Trainer, load_model, save_weights
 
 EXAMPLES = 3
 
@@ -34,32 +35,33 @@ def device_name(device: torch.device) -> str:
 
 
 def weights_path(name: str, run: RunConfig) -> Path | None:
-    """Weights of a finished run: committed ones first, then those trained here."""
+    """Weights of a finished run: committed ones first, then those trained here; None if there are none."""
     file = f"{records.stem(name, run)}.safetensors"
     places = (paths.results(run.profile) / "weights" / file, paths.checkpoints(run.profile) / file)
     return next((place for place in places if place.exists()), None)
+
+
+def trained(profile_name: str, name: str, device: torch.device | str = "cpu") -> tuple[LayerCascade, Spec]:
+    """The cascade of a finished run and its data set's names and colours; InputError if its weights are not here."""
+    entry = experiment(profile_name, name)
+    path = weights_path(name, entry.run)
+    if path is None:
+        raise InputError(f"no weights of {profile_name}/{name} here; train it with `python -m lc run --profile {profile_name} {name}`")
+    spec = SPECS[entry.run.data.name]
+    return load_model(entry.run, len(spec.names), path, device), spec
 
 
 def _name_of(run: RunConfig) -> str:
     return next(entry.name for entry in catalogue(run.profile).values() if entry.run == run)
 
 
-def run_missing(profile_name: str, names: list[str], root, device: torch.device, workers: int = 0, again: bool = False) -> int:
-    """Make every record of the profile (or of `names`) that is missing; `again` remakes stale ones too. Returns how many."""
-    entries = catalogue(profile_name)
-    unknown = [name for name in names if name not in entries]
-    if unknown:
-        raise InputError(f"unknown experiment {unknown[0]!r} of profile {profile_name}; experiments: {', '.join(entries)}")
-    todo = []
-    for entry in entries.values():
-        record = records.find(entry)
-        if (not names or entry.name in names) and (record is None or (again and record.stale)):
-            todo.append(entry)
+def run_all(todo: list[Experiment], root, device: torch.device, workers: int = 0) -> None:
+    """Make the records of `todo`, one after the other."""
     for position, entry in enumerate(todo, start=1):
         left = sum(e.minutes for e in todo[position - 1:])
-        print(f"[{position}/{len(todo)}] {profile_name}/{entry.name}: {entry.title}; about {entry.minutes:.0f} min, all that is left {left:.0f} min", flush=True)
+        print(f"[{position}/{len(todo)}] {entry.run.profile}/{entry.name}: {entry.title}; about {entry.minutes:.0f} min, "
+              f"all that is left {left:.0f} min", flush=True)
         execute(entry, root, device, workers)
-    return len(todo)
 
 
 def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> records.Record:
@@ -76,6 +78,7 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     file = f"{records.stem(entry.name, entry.run)}.safetensors"
     home = paths.results(entry.run.profile) / "weights" if entry.publish else paths.checkpoints(entry.run.profile)
     save_weights(model, home / file)
+    model = load_model(entry.run, train.num_classes, home / file, device)  # numbers are those of the weights on disk
     results, arrays = {}, {}
     for split, data in splits.items():
         results[split] = evaluate(model, data, entry.run.rho)
@@ -131,3 +134,9 @@ def _keep_examples(profile_name: str, data: SegmentationSet) -> None:
                         names=np.array([data.name(i) for i in picks]))
     records.write_whole(target, packed.getvalue())
 
+
+
+def evaluate_at(profile_name: str, name: str, rho: float, root=None, device: torch.device | str = "cpu") -> Evaluation:
+    """A finished run's weights evaluated on the validation split at another rho; for notebooks, leaves no record."""
+    model, _ = trained(profile_name, name, device)
+    return evaluate(model, SegmentationSet(experiment(profile_name, name).run.data, "val", root), rho)

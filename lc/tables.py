@@ -91,18 +91,19 @@ def rho_runs(ev: Evidence) -> dict[str, records.Record]:
 def rho_table(ev: Evidence) -> list[pd.DataFrame]:
     """Table 1: share of pixels decided in stages 1 and 2, and mIoU, by rho (rows here), all in percent."""
     paper = pd.DataFrame({row: {rho: published("1", row, rho).value for rho in columns("1", row)} for row in ("stage-1", "stage-2", "mIoU")})
-    ours = pd.DataFrame({rho: _rho_row(run["metrics"]["val"], percent(run, "test")) for rho, run in rho_runs(ev).items()}).T
+    ours = pd.DataFrame({rho: rho_row(run["metrics"]["val"], percent(run, "test")) for rho, run in rho_runs(ev).items()}).T
     return paper_and_ours(paper.rename_axis("rho"), ours.reindex(paper.index), ev)
 
 
-def _rho_row(val: dict, test: float | None = None) -> dict:
+def rho_row(val: dict, test: float | None = None) -> dict:
+    """A line of Table 1 from the metrics of one split, in percent."""
     row = {"stage-1": 100 * val["decided"][0], "stage-2": 100 * val["decided"][1], "mIoU val": 100 * val["miou"]}
     return row if test is None else {**row, "mIoU test": test}
 
 
 def sweep_table(record: records.Record) -> pd.DataFrame:
     """One model, swept at test time over the eight rho on the validation split; percent."""
-    return pd.DataFrame({columns("1", "mIoU")[i]: _rho_row(row) for i, row in enumerate(record["sweep"])}).T.rename_axis("rho")
+    return pd.DataFrame({columns("1", "mIoU")[i]: rho_row(row) for i, row in enumerate(record["sweep"])}).T.rename_axis("rho")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def difference(ev: Evidence, a: str, b: str, split: str = "test") -> Difference:
 def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str, effect: bool = True) -> str:
     """One sentence: the claim, the paper's number, ours with its interval on both splits, and what follows."""
     if ev.profile.tier == "smoke":
-        return f"*{claim}*: this is a smoke run, which only shows that the page works; no verdict."
+        return f"*{claim}* This is a smoke run, which only shows that the page works: no verdict."
     val, test = difference(ev, a, b, "val"), difference(ev, a, b, "test")
     return (f"*{claim}* The paper: {claimed:+.2f} points (VOC12 val). Ours, {ev.label}: {val}: **{val.verdict(claimed, effect)}**; "
             f"{test}: **{test.verdict(claimed, effect)}**.")
@@ -152,6 +153,20 @@ def method_verdicts(ev: Evidence) -> list[str]:
              ("LC", "DSN", "Layer cascade gains over DSN."), ("LC", "IRNet", "Layer cascade gains over IRNet.")]
     return [verdict(ev, METHODS[a], METHODS[b], published("2", a, "mIoU").value - published("2", b, "mIoU").value, claim, effect=a != "DSN + Dropout")
             for a, b, claim in pairs if {METHODS[a], METHODS[b]} <= set(ev.records)]
+
+
+def rho_verdicts(ev: Evidence) -> list[str]:
+    """What Table 1 claims, as sentences: a peak inside the range of rho, and losses when rho is too small."""
+    miou = {rho: published("1", "mIoU", rho).value for rho in columns("1", "mIoU")}
+    runs = {rho: run.experiment for rho, run in rho_runs(ev).items()}
+    if len(runs) < len(miou) or ev.profile.tier == "smoke":
+        return ["Not all runs of Table 1 are there, or they are smoke runs: no verdict."]
+    best = max(runs, key=lambda rho: percent(ev[runs[rho]], "val"))
+    low = list(miou)[-1]
+    return [f"Best on val: rho = {best} ({percent(ev[runs[best]], 'val'):.2f} %); in the paper rho = {max(miou, key=miou.get)}.",
+            verdict(ev, runs[best], "dsn", max(miou.values()) - miou["1"], "Some rho below 1 is better than rho = 1 (ours: the best on val, so val flatters it).")
+            if best != "1" else "*Some rho below 1 is better than rho = 1.* Ours: none is, on val: **contradicted**.",
+            verdict(ev, runs[low], "dsn", miou[low] - miou["1"], f"The smallest rho, {low}, loses.")]
 
 
 def decided_counts(record: records.Record, split: str = "val") -> pd.DataFrame:
@@ -171,6 +186,39 @@ def decided_shares(record: records.Record, split: str = "val") -> pd.DataFrame:
     """Fig. 5b: share of each class's pixels that each stage decided, in percent."""
     counts = decided_counts(record, split)
     return pd.DataFrame(100 * metrics.decided_share(counts.to_numpy().T).T, index=counts.index, columns=counts.columns)
+
+
+def stage_verdicts(ev: Evidence) -> list[str]:
+    """What Sec. 4.2 claims, as sentences: most classes gain weight in deeper stages, and harder classes go deeper."""
+    record = ev[METHODS["LC"]]
+    ratios, shares = label_ratios(record), decided_shares(record)
+    low, high = (published("text", "stage-2-label-ratio", side).value for side in ("low", "high"))
+    iou = pd.Series(record["metrics"]["val"]["iou"], index=ratios.index, dtype=float)
+    lines = []
+    for column in ratios:
+        values = ratios[column].dropna()
+        lines.append(f"{column}: {int((values > 1).sum())} of {len(values)} classes have a ratio above 1; range {values.min():.2f} to {values.max():.2f} "
+                     f"(lowest: {values.idxmin()}; highest: {values.idxmax()})." if len(values) else f"{column}: no pixel gets that far.")
+    last = shares.iloc[:, -1]
+    tie = iou.corr(last, method="spearman") if iou.nunique() > 1 and last.nunique() > 1 else float("nan")
+    lines.append(f"The paper: all 20 foreground classes of VOC between {low:g} and {high:g} in stage 2 / stage 1. Harder classes go deeper: "
+                 f"rank correlation of a class's IoU with its share of pixels decided in the last stage: {tie:+.2f} over {len(iou)} classes.")
+    return lines
+
+
+def readme_block(ev: Evidence) -> str:
+    """The README's numbers, as Markdown: headline, Table 2 and Table 1 (each on val and test), and where they come from."""
+    parts = []
+    for title, shown in (("The two claims", headline(ev)), ("Table 2, mIoU", methods(ev)), ("Table 1, by rho, percent", rho_table(ev))):
+        for frame in shown:
+            heads = [title, *(" ".join(map(str, column)) for column in frame.columns)]
+            rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
+                    for index, row in zip(frame.index, frame.to_numpy(dtype=object))]
+            parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
+    first = ev["initial"]
+    parts.append(f"Ours: {ev.label}, seed {first['seed']}, {first['device']}; records in results/{ev.profile.name}/runs, written by commits "
+                 f"{', '.join(sorted({r['commit'][:10] for r in ev.records.values()}))}. Intervals: 95 %, paired bootstrap over images.")
+    return "\n\n".join(parts)
 
 
 def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
@@ -199,6 +247,17 @@ def bench_table(bench: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("rho")
 
 
-def relative(path: Path) -> str:
-    """A path as the reader knows it, from the top of the repository."""
-    return str(path.relative_to(paths.ROOT))
+def headline(ev: Evidence) -> list[pd.DataFrame]:
+    """The first page's table: the paper's two claims, accuracy and speed, as numbers; gains in points, speed-ups as factors."""
+    irnet_fps, fps = published("text", "inception-resnet-speed").value, {r: published("3", r, "FPS").value for r in ("LC", "LC (fast)")}
+    miou = {row: published("2", row, "mIoU").value for row in METHODS}
+    paper = {"mIoU gain of LC over DSN": f"{miou['LC'] - miou['DSN']:+.2f}", "mIoU gain of LC over IRNet": f"{miou['LC'] - miou['IRNet']:+.2f}",
+             "speed-up at rho = 0.985": f"{fps['LC'] / irnet_fps:.2f}x", "speed-up at rho = 0.8": f"{fps['LC (fast)'] / irnet_fps:.2f}x"}
+    ours = {}
+    for row, other in zip(paper, ("dsn", "irnet")):
+        if {METHODS["LC"], other} <= set(ev.records):
+            ours[row] = {split: str(difference(ev, METHODS["LC"], other, split)).split(" on ")[0] for split in ("val", "test")}
+    for bench in benches(ev.profile.name):
+        for rho, row in ((0.985, "speed-up at rho = 0.985"), (0.8, "speed-up at rho = 0.8")):
+            ours.setdefault(row, {})[bench["device"]] = f"{next(r['speedup'] for r in bench['rows'] if r['rho'] == rho):.2f}x"
+    return paper_and_ours(pd.DataFrame({"VOC12": paper}), pd.DataFrame(ours).T.reindex(list(paper)), ev)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lc.cascade import CascadeOutput, LayerCascade, build_irnet_lc, cells_to_pixels, upsample
 from lc.config import Phase, RunConfig, TrainConfig
@@ -211,9 +211,10 @@ def training_format(amp: torch.dtype | None, device: torch.device) -> torch.memo
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights as safetensors, whole or not at all."""
+    """Write the weights as safetensors, whole or not at all; matrices in half precision, which is what is then evaluated."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, path.with_suffix(".tmp"))
+    small = {name: value.half() if value.dim() > 1 else value for name, value in model.state_dict().items()}
+    save_file({name: value.contiguous().cpu() for name, value in small.items()}, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
 

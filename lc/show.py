@@ -1,0 +1,23 @@
+"""How pages show things: sentences, frames, sources. The only module that knows it runs in a notebook."""
+from collections.abc import Iterable
+
+import pandas as pd
+from IPython.display import HTML, Markdown, display
+
+from lc import tables
+
+
+def say(*sentences: str) -> None:
+    """Show sentences as text of the page, one paragraph each."""
+    display(Markdown("\n\n".join(sentences)))
+
+
+def frames(items: pd.DataFrame | Iterable[pd.DataFrame], digits: int = 2) -> None:
+    """Show one or several tables; a run that was not made reads "not run"."""
+    for frame in [items] if isinstance(items, pd.DataFrame) else items:
+        display(frame.style.format(precision=digits, na_rep="not run").set_table_attributes('class="numbers"'))
+
+
+def sources(ev: tables.Evidence, names: list[str] | None = None) -> None:
+    """The records behind a page: file, tier, seed, commit, device, data hash, and whether the code has changed since."""
+    display(HTML(tables.sources(ev, names).to_html(escape=False, border=0, classes="sources")))

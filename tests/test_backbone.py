@@ -1,0 +1,87 @@
+"""IRNet is the paper's: channels, parameters, multiply-adds, resolution; and costs are counted right."""
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lc import cost
+from lc.backbone import COMPONENTS, cut_stages, irnet
+from lc.cascade import build_irnet_lc
+from lc.paper import published
+
+
+@pytest.fixture(scope="module")
+def full():
+    return build_irnet_lc(21)
+
+
+def stated(row: str, column: str = "value") -> float:
+    return published("text", row, column).value
+
+
+def test_structure_the_paper_states(full):
+    """Three stages, two convolutions a head, a 384-channel stem of stride 8, five IRNet-A, 21 x 64 x 64 for 512 x 512."""
+    assert len(full.stages) == stated("stages")
+    assert all(sum(isinstance(m, torch.nn.Conv2d) for m in head.modules()) == stated("head-convolutions") for head in full.heads)
+    first = full.stages[0].to("meta").eval()
+    image = torch.zeros(1, *(int(stated("input", side)) for side in ("channels", "height", "width")), device="meta")
+    stem = first.stem(image)
+    assert stem.shape[1] == stated("stem-channels") and len(first.irnet_a) == stated("irnet-a-blocks")
+    label_map = full.heads[0].to("meta").eval()(first(image))
+    assert label_map.shape[1:] == tuple(stated("stage-1-label-map", side) for side in ("channels", "height", "width"))
+    strides = {m.stride for name in ("reduction_a", "reduction_b") for m in irnet()[name].modules() if isinstance(m, torch.nn.Conv2d)}
+    assert strides == {(int(stated("reduction-stride-after")),) * 2}
+
+
+def test_parameters_and_macs():
+    """The counts that Fig. 2's channels lead to, at 512 x 512: 30.29 M parameters without heads, 128.58 G multiply-adds."""
+    rows = {row["component"]: row for row in cost.components(build_irnet_lc(21), (512, 512))}
+    millions = [round(rows[name]["parameters"] / 1e6, 2) for name in COMPONENTS]
+    giga = [round(rows[name]["macs"] / 1e9, 2) for name in COMPONENTS]
+    assert millions == [0.61, 0.69, 2.90, 11.72, 3.93, 10.44] and giga == [7.22, 2.80, 11.88, 47.90, 16.08, 42.70]
+    assert sum(rows[name]["parameters"] for name in COMPONENTS) == pytest.approx(30.29e6, abs=5e3)
+
+
+def test_the_stated_parameter_count_can_be_reached():
+    """Table 6's 35.5 M: two 3x3 convolutions with 128 channels, Reduction-A in stage 1, Reduction-B in stage 3."""
+    model = build_irnet_lc(21, cut=(3, 4), head_width=128, head_kernels=(3, 3))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == published("6", "IRNet-LC", "params").value
+
+
+def test_macs_agree_with_torch():
+    """Two FLOPs per multiply-add, counted by PyTorch's own counter."""
+    model = build_irnet_lc(5, width=0.25, blocks=(1, 2, 1)).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 64, 72))
+    assert counter.get_total_flops() == 2 * sum(cost.dense_macs(model, (64, 72)).values())
+
+
+@torch.no_grad()
+def test_macs_of_the_cascade_are_those_of_the_layers_that_ran():
+    """What the table of layers predicts from the shares is what hooks count in a real forward with regions."""
+    torch.manual_seed(0)
+    model = build_irnet_lc(5, width=0.125, blocks=(1, 1, 1)).eval()
+    torch.nn.init.normal_(model.heads[0].classify.weight, std=0.5)
+    image = torch.randn(1, 3, 64, 64)
+    rho = float(model(image, 1.0, depth=1).probs.amax(1).median())
+    with cost.count_macs(model) as macs:
+        out = model(image, rho)
+    assert 0 < out.shares[1] < 1
+    assert sum(macs.values()) == pytest.approx(cost.cascade_macs(model, (64, 64), out.shares))
+    assert cost.dense_network_macs(model, (64, 64)) < sum(cost.dense_macs(model, (64, 64)).values())
+
+
+def test_timed_stages_add_up_and_rows_hold_their_ratio():
+    """Times per stage are positive, one per stage; the dense row's speed-up against itself is 1."""
+    model = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1)).eval()
+    rows = cost.bench_cascade(model, [torch.randn(1, 3, 32, 32)], [1.0, 0.5], repeats=3)
+    assert [row["rho"] for row in rows] == [None, 1.0, 0.5] and rows[0]["speedup"] == 1
+    assert all(len(row["stage_ms"]) == 3 and min(row["stage_ms"]) > 0 and row["samples"] == 3 for row in rows[1:])
+    assert rows[1]["handed"] == [1, 1, 1]
+
+
+def test_width_and_cut():
+    """The width multiplier scales channels; a cut that does not rise is refused."""
+    assert irnet(0.25)["stem"][-1].channels == 96 and irnet(0.01)["stem"][0].conv.out_channels == 8
+    assert [list(s._modules) for s in cut_stages(irnet(0.125, (1, 1, 1)), (2, 4))] == [list(COMPONENTS[:2]), list(COMPONENTS[2:4]), list(COMPONENTS[4:])]
+    with pytest.raises(ValueError, match=r"cut must rise strictly between 0 and 6, got \(5, 3\)"):
+        cut_stages(irnet(0.125, (1, 1, 1)), (5, 3))

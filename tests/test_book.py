@@ -1,0 +1,95 @@
+"""The whole chain in the smoke profile, as make runs it: data, twelve runs, six notebooks, the book."""
+import json
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from lc import paths, records, report
+from lc.errors import InputError
+from lc.experiments import catalogue
+
+
+def make(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *arguments], cwd=paths.ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def chain() -> str:
+    """`make reproduce PROFILE=smoke` from nothing; its output."""
+    for folder in (paths.results("smoke"), paths.checkpoints("smoke"), paths.build("smoke")):
+        shutil.rmtree(folder, ignore_errors=True)
+    run = make("reproduce", "PROFILE=smoke")
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return run.stdout
+
+
+def test_reproduce_makes_everything(chain):
+    """It says first what it does, makes every record, and ends with the path of a book whose pages are all there."""
+    lines = chain.splitlines()
+    assert "Profile smoke (asked for)" in lines[0] and "12 of 12 runs are missing" in lines[1] and "minutes" in lines[2]
+    assert not records.missing("smoke") and not records.bench_missing("smoke")
+    book = lines[-1].removeprefix("The book: ")
+    assert book.endswith("build/smoke/html/index.html")
+    pages = {p.stem: p.read_text() for p in (paths.build("smoke") / "html").glob("*.html")}
+    assert {p.stem for p in report.SOURCES.glob("*.ipynb")} < set(pages)
+    for name, text in pages.items():
+        assert "Traceback" not in text and "cell_output stderr" not in text and "Error</span>" not in text, name
+    shown = {p.name for p in (paths.build("smoke") / "html/records").iterdir()}
+    assert shown == {records.record_path(entry).name for entry in catalogue("smoke").values()}
+
+
+def test_smoke_numbers_stand_apart(chain):
+    """No table of a smoke book has the paper's column and ours."""
+    for page in ("index", "methods", "rho"):
+        heads = re.findall(r"<thead>.*?</thead>", (paths.build("smoke") / "html" / f"{page}.html").read_text(), re.S)
+        assert any("paper" in head for head in heads) and any("(smoke)" in head for head in heads)
+        assert not any("paper" in head and "(smoke)" in head for head in heads), page
+
+
+def test_second_time_does_nothing(chain):
+    """Within 20 seconds, and without touching the book."""
+    index = paths.build("smoke") / "html/index.html"
+    before, clock = index.stat().st_mtime_ns, time.perf_counter()
+    run = make("reproduce", "PROFILE=smoke")
+    assert run.returncode == 0 and time.perf_counter() - clock < 20
+    assert "All 12 runs have their records" in run.stdout and index.stat().st_mtime_ns == before
+
+
+def test_one_deleted_record_reruns_just_that_run(chain):
+    """The others keep their bytes."""
+    files = {p: p.read_bytes() for p in (paths.results("smoke") / "runs").glob("*.json")}
+    gone = next(p for p in files if p.name.startswith("lc-0.950"))
+    gone.unlink()
+    run = subprocess.run(["make", "runs", "PROFILE=smoke"], cwd=paths.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.count("smoke/lc-0.950:") == 1 and "[1/1]" in run.stdout
+    assert gone.exists() and all(p.read_bytes() == content for p, content in files.items() if p != gone)
+    again, first = json.loads(gone.read_text()), json.loads(files[gone])
+    assert again["metrics"] == first["metrics"] and again["key"] == first["key"]
+
+
+def test_a_chapter_at_another_rho(chain):
+    """`make notebook` answers on the terminal with the difference from the record, and leaves the records alone."""
+    before = {p: p.read_bytes() for p in paths.results("smoke").rglob("*") if p.is_file()}
+    run = make("notebook", "NB=rho", "RHO=0.2", "PROFILE=smoke")
+    assert run.returncode == 0, run.stderr
+    assert "at rho = 0.2" in run.stdout and "Difference from the committed record" in run.stdout
+    assert (paths.ROOT / "build/notebook/rho-smoke-0.2.html").exists()
+    assert before == {p: p.read_bytes() for p in paths.results("smoke").rglob("*") if p.is_file()}
+
+
+def test_a_failing_notebook_fails_and_keeps_its_copy(chain, tmp_path, monkeypatch):
+    """An error in a cell is one line; the target does not appear; the executed copy is kept under another name."""
+    source = json.loads((report.SOURCES / "methods.ipynb").read_text())
+    source["cells"][-1]["source"] = ["1 / 0"]
+    (tmp_path / "methods.ipynb").write_text(json.dumps(source))
+    monkeypatch.setattr(report, "SOURCES", tmp_path)
+    with pytest.raises(InputError, match="notebook methods failed: ZeroDivisionError: division by zero; the executed copy is .*failed.ipynb"):
+        report.execute("methods", {"profile": "smoke"}, tmp_path / "out" / "methods.ipynb")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["methods.failed.ipynb"]
+    with pytest.raises(InputError, match="cell .* holds an error|not executed to its end"):
+        report.check_executed(tmp_path / "out" / "methods.failed.ipynb")
+    with pytest.raises(InputError, match="was not executed to its end"):
+        report.check_executed(tmp_path / "methods.ipynb")

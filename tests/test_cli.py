@@ -1,0 +1,102 @@
+"""`python -m lc` and make as a user meets them: help, plans, and one clear line for bad input."""
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lc import paths
+from lc.__main__ import main
+
+COMMANDS = ("list", "train", "run", "bench", "predict", "table")
+
+
+def lc(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "lc", *map(str, arguments)], cwd=paths.ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    """--help says what the command does, and exits with 0."""
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def test_plan_and_list_need_no_packages():
+    """Before set-up a bare Python can say what will be done: nothing outside the standard library is imported."""
+    run = lc("plan", "--profile", "shapes", env={"PYTHONPATH": "/nowhere"})
+    bare = subprocess.run([sys.executable, "-S", "-m", "lc", "plan", "--profile", "shapes"], cwd=paths.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and bare.returncode == 0, bare.stderr
+    assert "Profile shapes (asked for)" in bare.stdout.splitlines()[0] and "minutes" in bare.stdout
+
+
+def test_default_profile_says_why(monkeypatch):
+    """Without a GPU: shapes; with one: voc12; the reason is named."""
+    from lc import experiments
+    monkeypatch.setattr(experiments.shutil, "which", lambda name: None)
+    assert experiments.default_profile() == ("shapes", "no GPU is here (nvidia-smi lists none)")
+    monkeypatch.setattr(experiments.shutil, "which", lambda name: "nvidia-smi")
+    monkeypatch.setattr(experiments.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, "GPU 0: NVIDIA H200 (UUID: x)\n"))
+    assert experiments.default_profile() == ("voc12", "a GPU is here (GPU 0: NVIDIA H200)")
+
+
+def image_at(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("predict", "--rho", "1.5", "x.png"), "rho must be in [0, 1], got 1.5"),
+    (("predict", "missing.png"), "image not found: missing.png"),
+    (("predict", "README.md"), "README.md is no image that can be read"),
+    (("predict", "--profile", "nope", "x.png"), "unknown profile 'nope'; profiles: smoke, shapes"),
+    (("predict", "--experiment", "lc", "x.png"), "unknown experiment 'lc' of profile camvid-lite; experiments: initial"),
+    (("list", "--profile", "nope"), "unknown profile 'nope'"),
+    (("plan", "--profile", "voc12"), "profile voc12 needs its data script"),
+    (("run", "--profile", "camvid", "initial", "--data", "/nowhere"), "CamVid (train list) not found: /nowhere/camvid/train.txt"),
+    (("run", "--profile", "smoke", "dsnn"), "unknown experiment 'dsnn'"),
+    (("run", "--profile", "camvid", "initial", "--device", "tpu"), "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    (("train", "initial", "--profile", "smoke", "--set", "train.lr=1"), "unknown setting 'train.lr'"),
+    (("table", "9"), "table '9' has no live counterpart yet; tables: 1, 2"),
+    (("notebook", "rhoo", "--out", "/tmp/x.ipynb"), "unknown notebook 'rhoo'; notebooks: architecture"),
+    (("notebook", "rho", "--set", "rhoo=1", "--out", "/tmp/x.ipynb"), "notebook rho has no parameter 'rhoo'; its parameters: profile, rho"),
+    (("notebook", "rho", "--set", "rho=high", "--out", "/tmp/x.ipynb"), "parameter rho of notebook rho must be float, got 'high'"),
+    (("notebook", "rho", "--set", "rho=1.5", "--out", "/tmp/x.ipynb"), "rho must be in [0, 1], got 1.5"),
+])
+def test_bad_input_is_one_line(arguments, message, capsys):
+    """Value, rule, next step; exit code 2; no traceback."""
+    assert main(list(arguments)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("lc: ")
+
+
+def test_predict_writes_nothing_when_one_image_is_bad(tmp_path):
+    """All images are read before anything is written."""
+    out = tmp_path / "out"
+    run = lc("predict", image_at(tmp_path / "a.png"), tmp_path / "b.png", "--out", out)
+    assert run.returncode == 2 and "image not found" in run.stderr and not out.exists()
+
+
+def test_predict(tmp_path):
+    """The committed cascade on an image of any size: three overlays of the image's own size."""
+    image_at(tmp_path / "a.png")
+    Image.fromarray(np.zeros((123, 31, 3), np.uint8)).save(tmp_path / "b.jpg")
+    run = lc("predict", tmp_path / "a.png", tmp_path / "b.jpg", "--rho", "0.9", "--out", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"{s}.{k}.png" for s in "ab" for k in ("confidence", "labels", "stages")]
+    assert Image.open(tmp_path / "out/b.labels.png").size == (31, 123) and "handed to each stage: 100 %" in run.stdout
+
+
+def test_train_with_changed_settings_leaves_records_alone(tmp_path):
+    """`train` puts weights and history where it is told, and says the mIoU."""
+    run = lc("train", "initial", "--profile", "smoke", "--set", "phases.0.epochs=1", "--set", "data.limit=6", "--out", tmp_path / "t")
+    assert run.returncode == 0, run.stderr
+    assert "val mIoU" in run.stdout and {"weights.safetensors", "history.jsonl", "state.pt"} <= {p.name for p in (tmp_path / "t").iterdir()}
+
+
+def test_make_notebook_needs_a_name():
+    """`make notebook` without NB lists the chapters."""
+    run = subprocess.run(["make", "-s", "notebook"], cwd=paths.ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and "make notebook needs NB=<name>, one of: architecture" in run.stdout

@@ -1,0 +1,74 @@
+"""The house keeps its own rules: versions, notebooks, README, and what the Makefile offers."""
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from lc import paths
+
+ROOT = paths.ROOT
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+
+
+def test_versions_agree():
+    """environment.yml repeats pyproject's list; the lock holds every pinned version, with hashes and no registry's address."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = re.findall(r"^      - (\S.*)$", (ROOT / "environment.yml").read_text(), re.M)
+    assert conda == project["dependencies"]
+    lock = (ROOT / "requirements.lock").read_text()
+    for pin in project["dependencies"] + project["optional-dependencies"]["test"]:
+        name, version = re.match(r"([\w-]+)==([\w.]+)", pin).groups()
+        assert re.search(rf"^{name}=={re.escape(version)}(\s|$)", lock, re.M | re.I), pin
+    assert "--hash=sha256:" in lock and "index-url" not in lock.split("\n", 2)[2] and "://" not in lock
+
+
+def test_jupyter_book_is_version_one():
+    """Version 2 fetches its theme while it builds; the pin keeps it out."""
+    assert "jupyter-book==1." in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_thin_and_stripped(path):
+    """No outputs, one parameters cell, cells of 15 lines at most, no class, at most one def, no number of the paper's tables."""
+    subprocess.run([sys.executable, "-m", "nbstripout", "--verify", "--extra-keys", "metadata.papermill cell.metadata.papermill", str(path)], check=True)
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
+    for source in ("".join(c["source"]) for c in cells):
+        assert source.count("\n") < 15 and not re.search(r"^class ", source, re.M) and len(re.findall(r"^def ", source, re.M)) <= 1
+        assert not re.search(r"\b(72\.70|73\.91|73\.56|72\.22|66\.95|44\.20|14\.7|23\.6)\b", source)
+
+
+def test_readme_maps_every_file():
+    """The README has a line for each module, notebook, script and test."""
+    readme = (ROOT / "README.md").read_text()
+    wanted = [f for f in TRACKED if re.fullmatch(r"(lc|data_scripts|tests)/\w+\.py|book/\w+\.ipynb", f) and not f.endswith("__init__.py")]
+    assert wanted and not [f for f in wanted if f"`{f.split('/')[1]}`" not in readme]
+
+
+def test_package_stays_small():
+    """lc/ under 3,000 lines, no file over 320, no function over 60."""
+    import ast
+    counts = {p.name: p.read_text().count("\n") for p in (ROOT / "lc").glob("*.py")}
+    assert sum(counts.values()) < 3000 and max(counts.values()) <= 320
+    for path in (ROOT / "lc").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, (path.name, node.name)
+
+
+def test_no_data_and_no_paper_text():
+    """Nothing of the data sets (but the example images of a profile), no checkpoint over 5 MB, no address of this workplace."""
+    for name in TRACKED:
+        path = ROOT / name
+        assert path.stat().st_size < 5_000_000, name
+        assert not name.lower().endswith((".jpg", ".jpeg", ".zip", ".tar", ".xz", ".pt", ".pth")), name
+
+
+def test_make_help_lists_every_documented_target():
+    """`make help` names the targets a user may call."""
+    text = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    for target in ("reproduce", "book", "notebook", "test", "setup", "data", "clean"):
+        assert f"make {target}" in text

@@ -1,0 +1,161 @@
+"""Records, configuration and tables: what names a run, what makes it stale, and what may stand beside the paper."""
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lc import config, paths, records, tables
+from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig, from_dict, override
+from lc.errors import InputError
+from lc.experiments import PROFILES, catalogue
+from lc.paper import all_published, published
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """An empty results folder."""
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "source_hash", lambda: "0123456789")
+    return tmp_path
+
+
+def fake_record(profile: str, name: str, shift: int = 0, **changes) -> records.Record:
+    """A complete record with made-up counts, for tests of what reads records."""
+    entry = catalogue(profile)[name]
+    counts = np.random.default_rng(0).integers(1, 9, (6, 3, 3))
+    counts[:, range(3), range(3)] += 20 + shift
+    summary = {"rho": entry.run.rho, "images": 6, "miou": 0.5 + shift / 100, "iou": [0.4, 0.5, None], "pixel_accuracy": 0.8,
+               "handed": [1, 0.6, 0.4], "decided": [0.4, 0.2, 0.4], "decided_pixels": [[50, 30, 1], [20, 5, 2], [10, 20, 3]]}
+    synthetic = PROFILES[profile].data.name == "shapes"
+    values = {"commit": "c" * 40, "dirty": False, "source_hash": "0123456789", "device": "test", "seed": 0, "train_seconds": 1,
+              "data": {"name": "test data", "synthetic": synthetic, "classes": ["a", "b", "c"], "size": [8, 9],
+                       "images": {"train": 6, "val": 6, "test": 6}, "sha256": {"val": "f"}},
+              "metrics": {"val": summary, "test": summary}, "sweep": [summary] * 8, **changes}
+    return records.write(entry, values, {"confusions_val": counts, "confusions_test": counts}, '{"epoch": 1, "loss": 1.0, "handed": [1, 0.6, 0.4]}\n')
+
+
+def test_key_names_every_setting():
+    """Any changed setting gives another key, nested and parent runs included; equal settings the same."""
+    run = catalogue("camvid-lite")["lc-0.985"].run
+    assert run.key() == replace(run).key() == from_dict(RunConfig, json.loads(json.dumps(asdict(run)))).key()
+    changed = [replace(run, seed=1), replace(run, model=replace(run.model, halo=2)), replace(run, start=replace(run.start, seed=1)),
+               replace(run, train=replace(run.train, ema=0.9)), override(run, ["phases.0.rho=0.97"])]
+    assert len({r.key() for r in [run, *changed]}) == 6
+
+
+def test_no_two_experiments_share_a_run():
+    """Every entry of every catalogue is another run, and compares with cells that are published."""
+    for name in PROFILES:
+        entries = catalogue(name)
+        assert len({e.run.key() for e in entries.values()}) == len(entries)
+        assert all(published(*cell).value is not None for e in entries.values() for cell in e.cells)
+
+
+@pytest.mark.parametrize("setting, message", [
+    ("train.batchsize=4", "unknown setting 'train.batchsize'"), ("train.batch_size=x", "train.batch_size must be int, got 'x'"),
+    ("phases.0.rho=1.5", r"rho must be in \[0, 1\], got 1.5"), ("phases.7.rho=1", "unknown setting 'phases.7.rho'"),
+    ("model.blocks=[1,2]", "model.blocks must be a list like"), ("train.flip=1", "train.flip must be bool, got 1"), ("seed", "a setting looks like seed=VALUE"),
+    ("train.optimizer=adam", "train.optimizer must be one of adamw, sgd, got 'adam'"), ("model.reading=one", "model.reading must be one of zero, dense"),
+])
+def test_bad_settings_are_named(setting, message):
+    """Unknown names, wrong types and impossible values say which, and what is allowed."""
+    with pytest.raises(InputError, match=message):
+        override(catalogue("smoke")["initial"].run, [setting])
+
+
+def test_a_new_setting_renames_no_record(monkeypatch):
+    """Fields at their default do not enter the key, so adding one later keeps every record's name."""
+    run = RunConfig("p", DataConfig(), ModelConfig(), TrainConfig(), (Phase(),))
+    assert run.key() == RunConfig("p", DataConfig(), ModelConfig(halo=0), TrainConfig(batch_size=TrainConfig.batch_size), (Phase(epochs=Phase.epochs),)).key()
+    assert config._changed(run.model) == {} and config._changed(replace(run.model, halo=1)) == {"halo": 1}
+
+
+def test_records_are_whole_and_read_back(house):
+    """What was written is read; the experiment is then not missing; nothing temporary stays; a damaged record says so."""
+    entry = catalogue("smoke")["dsn"]
+    assert records.find(entry) is None and len(records.missing("smoke")) == 12
+    written = fake_record("smoke", "dsn")
+    found = records.find(entry)
+    assert found.values == json.loads(json.dumps(written.values)) and found["tier"] == "smoke" and found["config"]["rho"] == 1
+    assert found.arrays["confusions_val"].shape == (6, 3, 3) and found.history[0]["epoch"] == 1
+    assert [e.name for e in records.missing("smoke")].count("dsn") == 0 and not list(house.rglob("*.tmp"))
+    found.path.write_text("{")
+    with pytest.raises(InputError, match="is not JSON .*; delete it and run"):
+        records.find(entry)
+
+
+def test_an_interrupted_write_leaves_no_record(house, monkeypatch):
+    """If the last step fails, the experiment is still missing."""
+    monkeypatch.setattr(records.json, "dumps", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fake_record("smoke", "dsn")
+    monkeypatch.undo()
+    assert not list((house / "results").rglob("*.json"))
+
+
+def test_stale_and_outdated_are_said(house, monkeypatch):
+    """Other code: stale, with both hashes, and still shown. Other settings: not used, and listed."""
+    fake_record("smoke", "dsn")
+    entry = catalogue("smoke")["dsn"]
+    assert records.find(entry).stale == ""
+    monkeypatch.setattr(records, "source_hash", lambda: "fedcba9876")
+    assert records.find(entry).stale == "made by source 0123456789, source now fedcba9876"
+    other = replace(entry, run=replace(entry.run, seed=9))
+    assert records.find(other) is None and [p.name for p in records.outdated(other)] == [records.record_path(entry).name]
+
+
+def test_source_hash_sees_code_but_not_comments():
+    """A changed number or operator changes the hash; comments, docstrings and layout do not."""
+    import ast
+    skeleton = lambda text: records._skeleton(ast.parse(text))
+    base = skeleton('def f(x):\n    "doc"\n    return x + 1\n')
+    assert base == skeleton('# note\ndef f(x):\n    """other"""\n    return (x +\n            1)  # why\n')
+    assert base != skeleton('def f(x):\n    "doc"\n    return x + 2\n') and base != skeleton('def f(x):\n    "doc"\n    return x - 1\n')
+    assert len(records.source_hash()) == 10
+
+
+@pytest.mark.parametrize("profile, allowed", [("smoke", False), ("shapes", False), ("camvid-lite", True)])
+def test_only_real_evidence_stands_beside_the_paper(house, profile, allowed):
+    """Smoke and procedural numbers are refused a column next to the paper's; pages get two tables instead."""
+    for name in ("initial", "dsn", "lc-0.985"):
+        fake_record(profile, name)
+    ev = tables.evidence(profile)
+    frame = pd.DataFrame({"x": {"LC": 1.0}})
+    if allowed:
+        both = tables.beside_paper(frame, frame, ev)
+        assert list(both.columns.get_level_values(0)) == ["paper", "test data 8x9 (stand-in)"]
+    else:
+        with pytest.raises(tables.TierError, match="may not stand beside the paper's"):
+            tables.beside_paper(frame, frame, ev)
+    shown = tables.methods(ev)
+    assert len(shown) == (1 if allowed else 2)
+    assert all("paper" not in set(f.columns.get_level_values(0)) or allowed or len(set(f.columns.get_level_values(0))) == 1 for f in shown)
+
+
+def test_tables_and_verdicts_from_records(house):
+    """Numbers in tables and sentences are those of the records and of the published file; missing runs stay empty."""
+    for name, shift in (("initial", 0), ("dsn", 0), ("lc-0.985", 40), ("irnet", 0)):
+        fake_record("camvid-lite", name, shift)
+    ev = tables.evidence("camvid-lite")
+    table = tables.methods(ev)[0]
+    assert table.loc["LC", ("paper", "VOC12 val")] == published("2", "LC", "mIoU").value
+    assert table.loc["LC", (ev.label, "val")] == pytest.approx(90) and pd.isna(table.loc["MC", (ev.label, "val")])
+    gain = tables.difference(ev, "lc-0.985", "dsn")
+    assert gain.low > 0 and gain.verdict(+1) == "reproduced in sign" and gain.verdict(-1) == "contradicted"
+    same = tables.difference(ev, "irnet", "dsn")
+    assert same.value == 0 and same.verdict(+1).startswith("not shown") and same.verdict(-0.07, effect=False).startswith("reproduced")
+    sentences = tables.method_verdicts(ev)
+    assert len(sentences) == 3 and "+1.21" in sentences[1] and "reproduced in sign" in sentences[1]
+    sources = tables.sources(ev)
+    assert list(sources.index) == ["initial", "dsn", "lc-0.985", "irnet"] and "records/dsn-" in sources.loc["dsn", "record"]
+    with pytest.raises(InputError, match="no record of camvid-lite/mc; make it with `make reproduce PROFILE=camvid-lite`"):
+        ev["mc"]
+
+
+def test_published_addresses():
+    """A cell is found by address; a wrong one names its neighbours."""
+    assert published("2", "LC", "mIoU").place == "Table 2" and len(all_published()) > 500
+    with pytest.raises(InputError, match="no published number at table '2', row 'LCC'.*LC/mIoU"):
+        published("2", "LCC", "mIoU")

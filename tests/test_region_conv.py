@@ -1,0 +1,182 @@
+"""The contract of region convolution: compact == dense-then-mask, forward and backward, for every region and reading."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lc.backbone import Mixed, Residual
+from lc.region import Region
+from lc.region_conv import READINGS, RegionTensor, region_conv2d, region_conv2d_reference
+
+KERNELS = [(1, 1), (3, 3), (1, 7), (7, 1), (1, 3), (3, 1)]
+SHAPE = (2, 9, 11)
+
+
+def mask_of(kind: str) -> torch.Tensor:
+    """(2, 9, 11) bool: one of the regions that must all be ordinary."""
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
+    if kind == "full":
+        mask[:] = True
+    elif kind == "one pixel":
+        mask[1, 4, 5] = True
+    elif kind == "border":
+        mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1] = True, True, True, True
+    elif kind == "random":  # with different counts in the two images
+        mask[:] = torch.rand(SHAPE, generator=torch.Generator().manual_seed(1)) < torch.tensor([0.6, 0.2])[:, None, None]
+    return mask
+
+
+REGIONS = ["empty", "full", "one pixel", "border", "random"]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_compact_equals_reference(kernel, kind, reading, dtype, tolerance):
+    """Values and all gradients agree for dilations 1 to 4, with and without bias."""
+    torch.manual_seed(0)
+    mask = mask_of(kind)
+    for dilation in (1, 2, 3, 4):
+        for with_bias in (False, True):
+            x = torch.randn(2, 5, 9, 11, dtype=dtype, requires_grad=True)
+            weight = torch.randn(4, 5, *kernel, dtype=dtype, requires_grad=True)
+            bias = torch.randn(4, dtype=dtype, requires_grad=True) if with_bias else None
+            wanted = region_conv2d_reference(x, mask, weight, bias, dilation, reading)
+            got = region_conv2d(RegionTensor.select(x, Region(mask), reading), weight, bias, dilation).dense()
+            torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
+            seed = torch.randn_like(wanted)
+            inputs = [x, weight, *([bias] if with_bias else [])]
+            for a, b in zip(torch.autograd.grad(got, inputs, seed), torch.autograd.grad(wanted, inputs, seed)):
+                torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_gradcheck_through_the_output(reading):
+    """Numerical derivatives of the output agree with the backward pass, for the map, the weight and the bias."""
+    torch.manual_seed(0)
+    mask = torch.rand(1, 4, 5) < 0.5
+    region = Region(mask)
+    run = lambda x, w, b: region_conv2d(RegionTensor.select(x, region, reading), w, b, 2).dense()
+    inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((1, 2, 4, 5), (3, 2, 3, 3), (3,))]
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("reading", READINGS)
+def test_max_pool(kind, reading):
+    """Pooling reads zeros (or the carried map) outside M, and never wins from outside the image."""
+    torch.manual_seed(0)
+    x, mask = torch.randn(2, 5, 9, 11), mask_of(kind)
+    inside = mask[:, None].float()
+    wanted = F.max_pool2d(x * inside if reading == "zero" else x, 3, 1, 1) * inside
+    got = F.max_pool2d(RegionTensor.select(x, Region(mask), reading), 3, 1, 1).dense()
+    torch.testing.assert_close(got, wanted)
+
+
+def masked(module: nn.Module, mask: torch.Tensor, zero_reading: bool) -> nn.Module:
+    """The contract for a whole module, plainly: every convolution, norm and pool works on dense maps and is masked after.
+    The zero reading also masks what a window reads."""
+    inside = mask[:, None].float()
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)):
+            layer.register_forward_hook(lambda m, i, out: out * inside)
+            if zero_reading and not isinstance(layer, nn.BatchNorm2d):
+                layer.register_forward_pre_hook(lambda m, args: (args[0] * inside,))
+    return module
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("reading", READINGS)
+def test_blocks_equal_masked_dense(kind, reading):
+    """A residual block and then a pooling reduction, unmodified modules: inside M equal to masked dense ones (eval mode)."""
+    torch.manual_seed(0)
+    mask = mask_of(kind)
+    build = lambda: nn.Sequential(Residual(8, [[(4, 1)], [(4, 1), (6, (1, 7)), (8, (7, 1))]], 0.1, 2), Mixed(8, [[(4, 3)]], pool=True)).eval()
+    compact = build()
+    plain = build()
+    plain.load_state_dict(compact.state_dict())
+    x = torch.randn(2, 8, 9, 11).relu()
+    inside = mask[:, None].float()
+    wanted = masked(plain, mask, reading == "zero")(x) * inside
+    got = compact(RegionTensor.select(x, Region(mask), reading))
+    torch.testing.assert_close(got.region.scatter(got.rows), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_readings_differ_where_the_contract_says():
+    """Behind a 1x1 convolution both readings agree; for a wide first layer they do not."""
+    torch.manual_seed(0)
+    x, region = torch.randn(2, 5, 9, 11), Region(mask_of("random"))
+    first, wide = torch.randn(4, 5, 1, 1), torch.randn(4, 4, 3, 3)
+    zero, dense = (region_conv2d(region_conv2d(RegionTensor.select(x, region, r), first), wide).rows for r in READINGS)
+    torch.testing.assert_close(zero, dense)
+    direct = torch.randn(4, 5, 3, 3)
+    zero, dense = (region_conv2d(RegionTensor.select(x, region, r), direct).rows for r in READINGS)
+    assert (zero - dense).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_equals_spconv(kernel, dilation):
+    """An independent implementation, spconv's SubMConv2d on the CPU, gives the same numbers with the same random weights."""
+    spconv = pytest.importorskip("spconv.pytorch", reason="spconv has no wheel for this platform")
+    torch.manual_seed(0)
+    x, mask = torch.randn(2, 5, 9, 11), mask_of("random")
+    tensor = RegionTensor.select(x, Region(mask))
+    layer = spconv.SubMConv2d(5, 4, list(kernel), bias=False, dilation=dilation)
+    sparse = spconv.SparseConvTensor(tensor.rows.contiguous(), mask.nonzero().int().contiguous(), list(SHAPE[1:]), SHAPE[0])
+    weight = layer.weight.detach().reshape(4, *kernel, 5).permute(0, 3, 1, 2)
+    if kernel == (1, 1):  # spconv multiplies by the same memory read as (in, out)
+        weight = layer.weight.detach().reshape(5, 4).t()[:, :, None, None]
+    torch.testing.assert_close(region_conv2d(tensor, weight, None, dilation).rows, layer(sparse).features.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_timm_block_runs_unmodified():
+    """timm's Inception-ResNet Block17 on a region equals itself, masked dense."""
+    timm_block = pytest.importorskip("timm.models.inception_resnet_v2").Block17
+    torch.manual_seed(0)
+    block, mask = timm_block(0.1).eval(), torch.rand(1, 12, 12) < 0.4
+    x = torch.randn(1, 1088, 12, 12)
+    with torch.no_grad():
+        got = block(RegionTensor.select(x, Region(mask)))
+        wanted = masked(block, mask, True)(x * mask[:, None].float()) * mask[:, None].float()
+    torch.testing.assert_close(got.dense(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_of_one_pixel():
+    """Training batch norm on fewer than two pixels keeps its running statistics instead of failing."""
+    norm = nn.BatchNorm2d(5).train()
+    for kind in ("empty", "one pixel"):
+        out = norm(RegionTensor.select(torch.randn(2, 5, 9, 11), Region(mask_of(kind))))
+        assert torch.isfinite(out.values).all() and norm.running_mean.abs().max() == 0
+
+
+def test_rows_and_halo():
+    """A smaller region finds its rows in a larger one; a halo grows by a square window; a larger one is refused."""
+    big, small = Region(mask_of("random")), None
+    small = Region(big.mask & (torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)) < 0.5))
+    x = torch.randn(2, 3, 9, 11)
+    torch.testing.assert_close(big.gather(x)[small.rows_in(big)], small.gather(x))
+    assert Region(mask_of("one pixel")).dilate(2).mask.sum() == 25 and Region(mask_of("empty")).dilate(3).mask.sum() == 0
+    with pytest.raises(ValueError, match="can only shrink"):
+        big.rows_in(small)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x: F.conv2d(x, torch.randn(4, 5, 3, 3), stride=2, padding=1), "keeps the grid: stride 1"),
+    (lambda x: F.conv2d(x, torch.randn(4, 5, 3, 3)), "padding (1, 1)"),
+    (lambda x: F.max_pool2d(x, 2), "max pooling on a region keeps the grid"),
+    (lambda x: F.avg_pool2d(x, 2), "only convolutions, max pooling"),
+    (lambda x: x + RegionTensor.select(torch.randn(2, 5, 9, 11), Region(mask_of("full"))), "share one region"),
+])
+def test_what_a_region_refuses(call, message):
+    """Operations that would need other pixels, another grid or another region say so."""
+    x = RegionTensor.select(torch.randn(2, 5, 9, 11), Region(mask_of("random")))
+    with pytest.raises((ValueError, NotImplementedError), match=message.replace("(", r"\(").replace(")", r"\)")):
+        call(x)
+
+
+def test_region_wants_a_bool_mask():
+    """A mask of another kind is refused with its type and shape."""
+    with pytest.raises(ValueError, match=r"bool of shape \(N, H, W\), got torch.float32 \(3, 4\)"):
+        Region(torch.zeros(3, 4))

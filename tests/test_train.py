@@ -1,0 +1,149 @@
+"""Training: each loss sees its own pixels, what is fixed stays fixed, and a run cut off goes on as if it had not been."""
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lc import train as training
+from lc.cascade import CascadeOutput, build_irnet_lc, upsample
+from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig
+from lc.data import IGNORE, SegmentationSet
+from lc.train import Trainer, cascade_loss, load_model, save_weights, set_trainable, stage_loss
+
+TINY = ModelConfig(width=0.125, blocks=(1, 1, 1), head_width=8)
+
+
+def run_config(*phases: Phase, **train) -> RunConfig:
+    return RunConfig("test", DataConfig("shapes", scale=0.5, limit=4), TINY, TrainConfig(batch_size=2, crop=(48, 48), **train), phases, rho=0.9)
+
+
+def fit(run: RunConfig, folder, **options):
+    data, val = (SegmentationSet(run.data, split) for split in ("train", "val"))
+    trainer = Trainer(run, data, val, folder, torch.device("cpu"), **options)
+    return trainer.fit(), trainer
+
+
+def test_stage_loss_is_cross_entropy_on_the_pixels_handed_over():
+    """With everything handed over it is plain weighted cross-entropy; otherwise pixels of other cells have no influence."""
+    torch.manual_seed(0)
+    fused = torch.randn(2, 3, 4, 4).log_softmax(1).requires_grad_()
+    label = torch.randint(0, 3, (2, 32, 32))
+    label[:, :3] = IGNORE
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    everything = torch.ones(2, 4, 4, dtype=torch.bool)
+    wanted = F.cross_entropy(upsample(fused, (32, 32)), label, weight, ignore_index=IGNORE)
+    torch.testing.assert_close(stage_loss(fused, everything, label, weight), wanted)
+    some = everything.clone()
+    some[:, :2] = False
+    spoiled = label.clone()
+    spoiled[:, :12] = 2  # pixels nearest to the cells that were not handed over
+    assert stage_loss(fused, some, label) == stage_loss(fused, some, spoiled) != stage_loss(fused, everything, spoiled)
+    assert stage_loss(fused, ~everything, label) == 0
+
+
+def test_label_dropout_drops_at_the_given_rate():
+    """Survival 0 leaves no loss, 1 changes nothing, and in between the share of cells is as asked."""
+    torch.manual_seed(0)
+    log_probs = torch.zeros(1, 2, 100, 100).log_softmax(1)
+    handed = torch.ones(1, 100, 100, dtype=torch.bool)
+    out = CascadeOutput(log_probs, handed.to(torch.uint8), [log_probs], [log_probs], [handed], [None])
+    label = torch.zeros(1, 800, 800, dtype=torch.long)
+    assert cascade_loss(out, label, (1,), keep=[0.0]) == 0
+    torch.testing.assert_close(cascade_loss(out, label, (1,), keep=[1.0]), cascade_loss(out, label, (1,)))
+    seen = []
+    original = training.stage_loss
+    training.stage_loss = lambda fused, handed, *rest: seen.append(handed.float().mean().item()) or fused.sum()
+    try:
+        cascade_loss(out, label, (1,), keep=[0.44])
+    finally:
+        training.stage_loss = original
+    assert seen[0] == pytest.approx(0.44, abs=0.02)
+
+
+def test_fixed_stages_and_frozen_norms_do_not_move(tmp_path):
+    """A phase that trains stage 2 changes stage 2 and nothing else, batch norm statistics included; frozen norms never move."""
+    run = run_config(Phase(1, 1e-2, heads=(2,), stages=(2,), rho=0.9))
+    torch.manual_seed(run.seed)
+    before = build_irnet_lc(8, **{k: v for k, v in vars(TINY).items()}).state_dict()
+    after = fit(run, tmp_path / "a")[0].state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith(("stages.1.", "heads.1.")) for name in moved)
+    frozen = fit(run_config(Phase(1, 1e-2, freeze_bn=True)), tmp_path / "b")[0].state_dict()
+    moved = {name for name in before if not torch.equal(before[name], frozen[name])}
+    assert moved and not any(".bn." in name for name in moved)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resume_gives_the_same_bytes(tmp_path, monkeypatch, ema):
+    """A run killed after epoch 3 of 2 + 3, in the middle of its second phase, ends with the weights of one that was not."""
+    run = run_config(Phase(2, 1e-3), Phase(3, 1e-3, rho=0.9, freeze_bn=True), ema=ema, jitter=0.2)
+    whole = fit(run, tmp_path / "whole")[0].state_dict()
+    save, calls = Trainer._save_state, []
+
+    def dying(self, state):
+        save(self, state)
+        calls.append(state)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save_state", dying)
+    with pytest.raises(KeyboardInterrupt):
+        fit(run, tmp_path / "cut")
+    model, trainer = fit(run, tmp_path / "cut")
+    assert len(calls) == 5 and [row["epoch"] for row in trainer.history] == [1, 2, 3, 4, 5]
+    assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
+
+
+def test_training_learns_and_skips(tmp_path):
+    """A few epochs lower the loss; in cascade training later stages are handed fewer pixels, and the history says how many."""
+    run = run_config(Phase(8, 5e-3), Phase(2, 1e-3, rho=0.6, freeze_bn=True))
+    history = fit(run, tmp_path)[1].history
+    assert history[7]["loss"] < history[0]["loss"] - 0.5
+    assert history[0]["handed"] == [1, 1, 1] and history[-1]["handed"][1] < 1
+    assert "val_miou" in history[-1] and (tmp_path / "history.jsonl").read_text().count("\n") == 10
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "sgd", "schedule": "poly"}, {"balance": "median"}, {"amp": "none"}])
+def test_options_train(tmp_path, changes):
+    """Every optimizer, schedule, balancing and precision runs and gives finite losses."""
+    history = fit(run_config(Phase(1, 1e-3), **changes), tmp_path)[1].history
+    assert history[0]["loss"] > 0
+
+
+def test_start_weights_are_used(tmp_path):
+    """A run that starts from another run's weights begins with them."""
+    donor = fit(run_config(Phase(1, 1e-3)), tmp_path / "a")[0]
+    zero = replace(run_config(Phase(1, 1e-9)), seed=3)
+    started = fit(zero, tmp_path / "b", start=donor.state_dict())[0]
+    name = "stages.0.stem.0.conv.weight"
+    torch.testing.assert_close(started.state_dict()[name], donor.state_dict()[name])
+
+
+def test_weights_on_disk(tmp_path):
+    """Weights on disk are half precision: close to the trained ones, and saving them again changes nothing more."""
+    run = run_config(Phase(1, 1e-3))
+    model = fit(run, tmp_path / "run")[0]
+    save_weights(model, tmp_path / "w.safetensors")
+    again = load_model(run, 8, tmp_path / "w.safetensors")
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(again(image, 1.0).log_probs, model(image, 1.0).log_probs, rtol=1e-2, atol=1e-2)
+    save_weights(again, tmp_path / "w2.safetensors")
+    assert (tmp_path / "w2.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+    assert [p.name for p in tmp_path.glob("w.*")] == ["w.safetensors"]
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
+    """A diverged run says so, with the setting to change, and keeps the last good state."""
+    with pytest.raises(FloatingPointError, match=r"lower phases.\*.lr \(now 1e\+30\)"):
+        fit(run_config(Phase(6, 1e30)), tmp_path)
+
+
+def test_frozen_phase_sets_modes():
+    """set_trainable: gradients and train mode follow the phase."""
+    model = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), head_width=8)
+    set_trainable(model, Phase(stages=(1, 3), freeze_bn=True))
+    assert not any(p.requires_grad for p in model.stages[1].parameters()) and model.heads[2].training
+    assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
