@@ -114,9 +114,10 @@ def predict(args) -> None:
     from lc import predict as predictor
     from lc import runs
     name = args.profile or "camvid-lite"
+    images = predictor.read_images(args.images)  # all of them, before anything is written
     model, spec = runs.trained(name, args.experiment, _device(args.device))
     height = args.height or round(experiments.profile(name).train.crop[0])
-    for path in predictor.predict_files(args.images, args.out, model, spec, args.rho, height):
+    for path in predictor.write_overlays(images, args.out, model, spec, args.rho, height):
         print(path)
 
 
@@ -140,7 +141,7 @@ def notebook(args) -> None:
     """Execute one chapter with papermill, parameters checked."""
     from lc import report
     given = dict(setting.partition("=")[::2] for setting in args.set)
-    print(f"{report.execute(args.name, given, args.out)}")
+    print(report.execute(args.name, given, args.out))
     if args.html:
         print(report.to_html(args.out))
         print("\n".join(report.answers(args.out)))

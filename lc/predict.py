@@ -58,12 +58,17 @@ def overlays(image: np.ndarray, prediction: Prediction, spec: Spec) -> dict[str,
     return {name: ((image.astype(np.uint16) + 2 * layer.astype(np.uint16)) // 3).astype(np.uint8) for name, layer in layers.items()}
 
 
-def predict_files(files: list[str], out: Path, model: nn.Module, spec: Spec, rho: float, height: int | None) -> list[Path]:
-    """Write <name>.labels.png, .stages.png and .confidence.png for each image; all images are read before any is written."""
+def read_images(files: list[str]) -> dict[Path, np.ndarray]:
+    """All images, or InputError for the first that cannot be used; two of one name would overwrite each other's pictures."""
     images = {Path(file): read_image(file) for file in files}
     stems = [file.stem for file in images]
     if len(set(stems)) < len(stems):
         raise InputError(f"two images share a name: {', '.join(sorted(s for s in set(stems) if stems.count(s) > 1))}; rename one or call twice")
+    return images
+
+
+def write_overlays(images: dict[Path, np.ndarray], out: Path, model: nn.Module, spec: Spec, rho: float, height: int | None) -> list[Path]:
+    """Write <name>.labels.png, .stages.png and .confidence.png for each image; prints what was found; returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for file, image in images.items():

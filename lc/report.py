@@ -4,6 +4,8 @@ Sources in book/ are never written to: a notebook is executed into build/<profil
 """
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from lc import paths
@@ -42,12 +44,14 @@ def parameters(name: str, given: dict[str, str]) -> dict:
 def execute(name: str, given: dict[str, str], target: Path) -> Path:
     """Run a notebook into `target`, which appears only if every cell succeeded; a failure keeps <target>.failed.ipynb."""
     import papermill
+    from traitlets.config import Config
     values, target = parameters(name, given), target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
     try:
         papermill.execute_notebook(str(notebook_path(name)), str(part), values, kernel_name="python3", cwd=str(paths.ROOT),
-                                   progress_bar={"desc": name}, execution_timeout=1800)
+                                   progress_bar={"desc": name}, execution_timeout=1800,
+                                   config=Config(KernelManager={"transport": "ipc"}))  # no open port, no warning about it
         check_executed(part)
         _hide_parameters(part)
     except papermill.PapermillExecutionError as error:
@@ -89,11 +93,13 @@ def answers(path: Path) -> list[str]:
 
 
 def to_html(path: Path) -> Path:
-    """A single-file HTML page beside an executed notebook."""
-    from nbconvert import HTMLExporter
-    body, _ = HTMLExporter(exclude_input=True).from_filename(str(path))
-    page = path.with_suffix(".html")
-    page.write_text(body)
+    """A page of one executed notebook, outside the book: <folder>/_build/_page/<name>/html/<name>.html."""
+    path, tool = path.resolve(), Path(sys.executable).with_name("jupyter-book")
+    build = subprocess.run([tool, "build", path, "--path-output", path.parent, "--config", SOURCES / "_config.yml", "--quiet"],
+                           capture_output=True, text=True)
+    page = path.parent / "_build" / "_page" / path.stem / "html" / f"{path.stem}.html"
+    if build.returncode or not page.exists():
+        raise InputError(f"jupyter-book could not render {path}: {build.stderr.strip().splitlines()[-1:]}; run make setup")
     return page
 
 

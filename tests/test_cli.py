@@ -51,8 +51,8 @@ def image_at(path):
     (("predict", "--rho", "1.5", "x.png"), "rho must be in [0, 1], got 1.5"),
     (("predict", "missing.png"), "image not found: missing.png"),
     (("predict", "README.md"), "README.md is no image that can be read"),
-    (("predict", "--profile", "nope", "x.png"), "unknown profile 'nope'; profiles: smoke, shapes"),
-    (("predict", "--experiment", "lc", "x.png"), "unknown experiment 'lc' of profile camvid-lite; experiments: initial"),
+    (("predict", "--profile", "nope", "IMAGE"), "unknown profile 'nope'; profiles: smoke, shapes"),
+    (("predict", "--experiment", "lc", "IMAGE"), "unknown experiment 'lc' of profile camvid-lite; experiments: initial"),
     (("list", "--profile", "nope"), "unknown profile 'nope'"),
     (("plan", "--profile", "voc12"), "profile voc12 needs its data script"),
     (("run", "--profile", "camvid", "initial", "--data", "/nowhere"), "CamVid (train list) not found: /nowhere/camvid/train.txt"),
@@ -65,9 +65,10 @@ def image_at(path):
     (("notebook", "rho", "--set", "rho=high", "--out", "/tmp/x.ipynb"), "parameter rho of notebook rho must be float, got 'high'"),
     (("notebook", "rho", "--set", "rho=1.5", "--out", "/tmp/x.ipynb"), "rho must be in [0, 1], got 1.5"),
 ])
-def test_bad_input_is_one_line(arguments, message, capsys):
+def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
     """Value, rule, next step; exit code 2; no traceback."""
-    assert main(list(arguments)) == 2
+    image = str(image_at(tmp_path / "image.png"))
+    assert main([image if a == "IMAGE" else a for a in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("lc: ")
 
