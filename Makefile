@@ -26,12 +26,12 @@ help: ## list the targets
 reproduce: python-fits ## everything: set-up, data, missing runs, book   [PROFILE=... LC_DATA=...]
 	@$(PYTHON) -m lc plan $(if $(PROFILE),--profile $(PROFILE))
 	@profile=$$($(PYTHON) -m lc plan $(if $(PROFILE),--profile $(PROFILE)) --only name) && \
-	 $(MAKE) --no-print-directory $(READY) && \
-	 $(MAKE) --no-print-directory runs PROFILE=$$profile && \
-	 $(MAKE) --no-print-directory pages PROFILE=$$profile
+	 $(MAKE) -s $(READY) && \
+	 $(MAKE) -s runs PROFILE=$$profile && \
+	 $(MAKE) -s pages PROFILE=$$profile
 
 book: $(READY) ## render the committed evidence, train nothing   [PROFILE=...]
-	@$(MAKE) --no-print-directory pages PROFILE=$(or $(PROFILE),$(EVIDENCE))
+	@$(MAKE) -s pages PROFILE=$(or $(PROFILE),$(EVIDENCE))
 
 notebook: $(READY) ## rerun one chapter with another threshold: NB=rho RHO=0.97   [PROFILE=...]
 	@test -n "$(NB)" || { echo "make notebook needs NB=<name>, one of: $(CHAPTERS)"; exit 2; }
@@ -45,7 +45,7 @@ setup: $(READY) ## make .venv from requirements.lock
 
 data: $(READY) ## fetch and check the data of a profile: PROFILE=camvid-lite   [LC_DATA=...]
 	@name=$$($(LC) plan $(if $(PROFILE),--profile $(PROFILE)) --only dataset) && \
-	 if [ -f data_scripts/$$name.py ]; then $(MAKE) --no-print-directory build/data/$$name.json; \
+	 if [ -f data_scripts/$$name.py ]; then $(MAKE) -s build/data/$$name.json; \
 	 else echo "data set $$name is made on the fly; nothing to fetch"; fi
 
 clean: ## remove what can be made again (build/); keeps .venv, data, checkpoints and results
@@ -56,7 +56,7 @@ python-fits:
 	 { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=/path/to/python3.12"; exit 2; }
 
 $(READY): requirements.lock pyproject.toml
-	@$(MAKE) --no-print-directory python-fits
+	@$(MAKE) -s python-fits
 	@echo "Setting up .venv from requirements.lock (about 6 GB, a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.8
@@ -68,7 +68,7 @@ build/data/%.json: data_scripts/%.py | $(READY)
 	@$(PY) $< --data $(LC_DATA) --manifest $@
 
 runs: $(READY)
-	@if [ "$$($(LC) plan --profile $(PROFILE) --only count)" != 0 ]; then $(MAKE) --no-print-directory data; fi
+	@if [ "$$($(LC) plan --profile $(PROFILE) --only count)" != 0 ]; then $(MAKE) -s data; fi
 	@$(LC) run --profile $(PROFILE)
 
 pages: $(B)/html/index.html

@@ -53,9 +53,8 @@ def rho_curve(ours: pd.DataFrame, paper: pd.DataFrame | None, value: str, ax: Ax
     for frame, colour_, name in ((paper, PAPER_COLOUR, "paper, VOC12 val"), (ours, OUR_COLOUR, label)):
         if frame is not None:
             ax.plot(range(len(frame)), frame[value], "o-", color=colour_, label=name)
-            ax.set_xticks(range(len(frame)), frame.index)
+            ax.set_xticks(range(len(frame)), frame.index, rotation=60, fontsize=8)
     ax.set(xlabel="rho", ylabel="percent", title=title)
-    ax.legend(fontsize=8)
     return ax
 
 

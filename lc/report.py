@@ -2,6 +2,7 @@
 
 Sources in book/ are never written to: a notebook is executed into build/<profile>/book, and the book is built there.
 """
+import ast
 import json
 import shutil
 import subprocess
@@ -24,10 +25,10 @@ def notebook_path(name: str) -> Path:
 
 
 def parameters(name: str, given: dict[str, str]) -> dict:
-    """The given texts as values of the notebook's typed parameters; a name or value that does not fit raises InputError."""
+    """All parameters of a notebook, typed: its defaults and the given texts; a name or value that does not fit raises InputError."""
     import papermill
     known = papermill.inspect_notebook(str(notebook_path(name)))
-    values = {}
+    values = {key: ast.literal_eval(entry["default"]) for key, entry in known.items()}
     for key, text in given.items():
         if key not in known:
             raise InputError(f"notebook {name} has no parameter {key!r}; its parameters: {', '.join(known) or 'none'}")
@@ -53,7 +54,7 @@ def execute(name: str, given: dict[str, str], target: Path) -> Path:
                                    progress_bar={"desc": name}, execution_timeout=1800,
                                    config=Config(KernelManager={"transport": "ipc"}))  # no open port, no warning about it
         check_executed(part)
-        _hide_parameters(part)
+        _hide_defaults(part)
     except papermill.PapermillExecutionError as error:
         failed = part.rename(target.with_suffix(".failed.ipynb"))
         raise InputError(f"notebook {name} failed: {error.ename}: {error.evalue}; the executed copy is {failed}") from None
@@ -61,11 +62,11 @@ def execute(name: str, given: dict[str, str], target: Path) -> Path:
     return target
 
 
-def _hide_parameters(path: Path) -> None:
-    """Tag the cell that papermill injected, so that the book folds it like any other code."""
+def _hide_defaults(path: Path) -> None:
+    """Hide the cell of defaults: the one that papermill injected below it says what this run had."""
     notebook = json.loads(path.read_text())
     for cell in notebook["cells"]:
-        if "injected-parameters" in cell["metadata"].get("tags", []):
+        if "parameters" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"].append("remove-input")
     path.write_text(json.dumps(notebook, indent=1))
 
