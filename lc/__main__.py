@@ -123,11 +123,11 @@ def predict(args) -> None:
 
 def table(args) -> None:
     """Print a table of the paper beside ours; "readme" renews the numbers in README.md."""
-    from lc import tables
+    from lc import tables, verdicts
     if args.table == "readme":
         head, _, rest = (paths.ROOT / "README.md").read_text().partition(NUMBERS[0])
         tail = rest.partition(NUMBERS[1])[2]
-        block = tables.readme_block(tables.evidence(_resolve(args.profile)[0]))
+        block = verdicts.readme_block(tables.evidence(_resolve(args.profile)[0]))
         records.write_whole(paths.ROOT / "README.md", f"{head}{NUMBERS[0]}\n{block}\n{NUMBERS[1]}{tail}".encode())
         return
     frames = {"1": tables.rho_table, "2": tables.methods}

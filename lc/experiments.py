@@ -2,7 +2,8 @@
 
 A method of Table 2 is a list of phases (lc.config.Phase); every method of a profile has the same budget: `epochs` of
 initial training and `cascade_epochs` after it. LC, DSN (LC at rho = 1: Sec. 4.1) and DSN + dropout start from the same
-initial weights; IRNet and MC, which have no such common start, train from the beginning within one run.
+initial weights; IRNet and MC, which have no such common start, train from the beginning within one run. MC trains each stage
+for half the epochs: a stage costs less than the network, so this is about the same computing time.
 """
 import os
 import shutil
@@ -15,6 +16,8 @@ from lc.paper import columns
 
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 TIERS = ("smoke", "stand-in", "full")
+STUDIES = {"difficulty": "easy, moderate and extremely hard pixels (Fig. 1)", "context": "what a region reads outside itself",
+           "calibration": "is a confidence of rho right that often", "selection": "who exits: rho per stage, and an oracle"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Profile:
 @dataclass(frozen=True)
 class Experiment:
     """A named run. cells: the published cells it is compared with; publish: its weights are small and are committed;
-    sweep: all heads are trained, so that it can also be evaluated at every other rho."""
+    sweep: all heads are trained, so that it can also be evaluated at every other rho; study: a function of lc.studies, which
+    evaluates the finished run instead of training it."""
     name: str
     title: str
     run: RunConfig
@@ -46,6 +50,7 @@ class Experiment:
     cells: tuple[tuple[str, str, str], ...] = ()
     publish: bool = False
     sweep: bool = True
+    study: str = ""
 
 
 PROFILES = {p.name: p for p in (
@@ -108,12 +113,15 @@ def catalogue(name: str) -> dict[str, Experiment]:
     irnet = replace(initial, phases=(Phase(p.epochs, p.lr, heads=last), replace(cascade, heads=last)))
     entries.append(Experiment("irnet", "IRNet: the last head alone", irnet, 0, (("2", "IRNet", "mIoU"),), sweep=False))
     mc = replace(initial, rho=float(BEST_RHO), phases=tuple(
-        Phase(p.epochs + p.cascade_epochs, p.lr, heads=(s,), stages=(s,), rho=float(BEST_RHO)) for s in (1, 2, 3)))
+        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=float(BEST_RHO)) for s in (1, 2, 3)))
     entries.append(Experiment("mc", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed", mc, 0, (("2", "MC", "mIoU"),)))
+    entries += [Experiment(f"study-{study}", title, best, 0, sweep=False, study=study) for study, title in STUDIES.items()]
     return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries}
 
 
 def _minutes(entry: Experiment, p: Profile) -> float:
+    if entry.study:
+        return 3 * p.epoch_seconds / 60
     epochs = sum(phase.epochs for phase in entry.run.phases)
     return (epochs * p.epoch_seconds + (10 if entry.sweep else 2) * p.epoch_seconds / 4) / 60
 

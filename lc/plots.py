@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 STAGE_COLOURS = ("#f2c14e", "#5aa469", "#3d6fb6")  # yellow, green, blue, as in Fig. 2
+DIFFICULTY = {"ES": "#9bc1bc", "MS": "#f4a259", "HS": "#9d0208"}  # easy, moderate, extremely hard (Fig. 1)
 UNKNOWN = (255, 0, 255)
 PAPER_COLOUR, OUR_COLOUR = "0.35", "#c8553d"
 
@@ -15,6 +16,11 @@ PAPER_COLOUR, OUR_COLOUR = "0.35", "#c8553d"
 def style() -> None:
     """One look for all pages."""
     sns.set_theme(style="whitegrid", rc={"figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False})
+
+
+def rgb(colour_: str) -> tuple[int, ...]:
+    """"#rrggbb" as three numbers."""
+    return tuple(int(colour_[i:i + 2], 16) for i in (1, 3, 5))
 
 
 def colour(labels: np.ndarray, palette: tuple, ignore_index: int = 255) -> np.ndarray:
@@ -69,10 +75,10 @@ def speed_curve(points: pd.DataFrame, dense_ms: float, ax: Axes, label: str) -> 
     return ax
 
 
-def stacked(frame: pd.DataFrame, ax: Axes, ylabel: str, title: str, horizontal: bool = False) -> Axes:
-    """One bar per row, one part per column in the stages' colours (Fig. 5b, Fig. 7b)."""
+def stacked(frame: pd.DataFrame, ax: Axes, ylabel: str, title: str, horizontal: bool = False, colours: tuple = STAGE_COLOURS) -> Axes:
+    """One bar per row, one part per column, by default in the stages' colours (Fig. 1b, 5b, 7b)."""
     kind = "barh" if horizontal else "bar"
-    frame.plot(kind=kind, stacked=True, ax=ax, color=STAGE_COLOURS[:frame.shape[1]], width=0.8, edgecolor="white")
+    frame.plot(kind=kind, stacked=True, ax=ax, color=list(colours)[:frame.shape[1]], width=0.8, edgecolor="white")
     (ax.set_xlabel if horizontal else ax.set_ylabel)(ylabel)
     ax.set_title(title)
     ax.legend(fontsize=8, ncol=3, loc="lower center", bbox_to_anchor=(0.5, 1.07), frameon=False)
@@ -102,7 +108,25 @@ def macs_bars(frame: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:
+    """Fig. 1b right: share of each set's pixels within a band round object boundaries, along the width of the band."""
+    for name in near:
+        ax.plot(near.index, near[name], ".-", color=DIFFICULTY.get(name, PAPER_COLOUR), linestyle="-" if name in DIFFICULTY else "--", label=name)
+    ax.set(xlabel="pixels to the nearest object boundary, at most", ylabel="percent of the set", ylim=(0, 100))
+    ax.legend(fontsize=8)
+    return ax
+
+
 def stage_map(decided: np.ndarray) -> np.ndarray:
     """(H, W) stage numbers -> (H, W, 3) uint8 in the stages' colours."""
-    table = np.array([[255, 255, 255]] + [[int(c[i:i + 2], 16) for i in (1, 3, 5)] for c in STAGE_COLOURS], np.uint8)
+    table = np.array([[255, 255, 255]] + [rgb(c) for c in STAGE_COLOURS], np.uint8)
     return table[decided]
+
+
+def value_bars(values: pd.Series, ax: Axes, xlabel: str, limits: tuple[float, float] | None = None) -> Axes:
+    """One horizontal bar per entry, first on top, with its value; the axis may be cut at `limits`."""
+    bars = ax.barh(values.index, values, color=STAGE_COLOURS[2])
+    ax.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+    ax.invert_yaxis()
+    ax.set(xlabel=xlabel, xlim=limits)
+    return ax

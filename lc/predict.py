@@ -10,7 +10,7 @@ from torch import nn
 
 from lc import paths, plots
 from lc.cascade import CascadeOutput, cells_to_pixels, upsample
-from lc.data import Spec, read_image, to_input
+from lc.data import IGNORE, Spec, read_image, to_input
 from lc.errors import InputError, check_rho
 
 
@@ -92,3 +92,12 @@ def stage_pictures(model: nn.Module, image: np.ndarray, label: np.ndarray, rho: 
             picture[cells_to_pixels(handed_on, size)[0].numpy()] = plots.UNKNOWN
         pictures.append(picture)
     return [*pictures, plots.colour(label, spec.palette)]
+
+
+def difficulty_pictures(model: nn.Module, image: np.ndarray, label: np.ndarray, rho: float, threshold: float, spec: Spec) -> list[np.ndarray]:
+    """A row of Fig. 1a: input, ground truth, and the pixels of ES, MS and HS in their colours."""
+    from lc.studies import difficulty_sets
+    found = predict(model, image, rho)
+    kind = difficulty_sets(label, found.labels, found.confidence, threshold)
+    kind[label == IGNORE] = IGNORE
+    return [image, plots.colour(label, spec.palette), plots.colour(kind, [plots.rgb(c) for c in plots.DIFFICULTY.values()])]

@@ -40,7 +40,7 @@ class Record:
     @property
     def stale(self) -> str:
         """Empty, or in words: the code that computes numbers has changed since (both hashes)."""
-        made, now = self["source_hash"], source_hash()
+        made, now = self["source_hash"], source_hash(*(["studies"] if "study" in self.values else []))
         return "" if made == now else f"made by source {made}, source now {now}"
 
     @cached_property
@@ -96,7 +96,7 @@ def bench_missing(profile_name: str) -> bool:
     return not any((paths.results(profile_name) / "bench").glob("cascade-*.json"))
 
 
-def write(entry: Experiment, values: dict, arrays: dict, history: str) -> Record:
+def write(entry: Experiment, values: dict, arrays: dict, history: str = "") -> Record:
     """Write arrays and history, then the JSON last: a record that is there is complete."""
     import numpy as np
     path = record_path(entry)
@@ -104,7 +104,8 @@ def write(entry: Experiment, values: dict, arrays: dict, history: str) -> Record
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
     write_whole(path.with_suffix(".npz"), packed.getvalue())
-    write_whole(path.with_suffix(".history.jsonl"), history.encode())
+    if history:
+        write_whole(path.with_suffix(".history.jsonl"), history.encode())
     head = {"schema": SCHEMA, "experiment": entry.name, "title": entry.title, "profile": entry.run.profile,
             "tier": profile(entry.run.profile).tier, "key": entry.run.key(), "config": asdict(entry.run)}
     write_whole(path, (json.dumps({**head, **values}, indent=1) + "\n").encode())
@@ -120,10 +121,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @cache
-def source_hash() -> str:
-    """Hash of the modules that compute numbers, blind to comments, docstrings and layout, the same on every Python."""
+def source_hash(*more: str) -> str:
+    """Hash of the modules that compute numbers (and `more`), blind to comments, docstrings and layout, the same on every Python."""
     digest = hashlib.sha256()
-    for name in NUMERIC:
+    for name in NUMERIC + more:
         digest.update(_skeleton(ast.parse((paths.ROOT / "lc" / f"{name}.py").read_text())).encode())
     return digest.hexdigest()[:10]
 
@@ -139,11 +140,11 @@ def _skeleton(node) -> str:
     return f"{type(node).__name__}({','.join(name + _skeleton(value) for name, value in fields)})"
 
 
-def provenance(device: str) -> dict:
-    """Who made a number: commit, source, packages, machine."""
+def provenance(device: str, *more: str) -> dict:
+    """Who made a number: commit, source (of `more` modules too), packages, machine."""
     def git(*command: str) -> str:
         return subprocess.run(["git", "-C", str(paths.ROOT), *command], capture_output=True, text=True).stdout.strip()
 
     return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(git("status", "--porcelain", "--", "lc")),
-            "source_hash": source_hash(), "python": sys.version.split()[0], "device": device,
+            "source_hash": source_hash(*more), "python": sys.version.split()[0], "device": device,
             "packages": {name: metadata.version(name) for name in PACKAGES}}

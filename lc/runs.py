@@ -66,6 +66,8 @@ def run_all(todo: list[Experiment], root, device: torch.device, workers: int = 0
 
 def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> records.Record:
     """Train one run to its end (or go on with it), evaluate it and write its record."""
+    if entry.study:
+        return study(entry, root, device)
     train = SegmentationSet(entry.run.data, "train", root)
     splits = {split: SegmentationSet(entry.run.data, split, root) for split in ("val", "test")}
     made_on = records.provenance(device_name(device))
@@ -89,10 +91,7 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     values = {
         **made_on, "started": started, "train_seconds": round(trained - clock, 1), "evaluate_seconds": round(time.perf_counter() - trained, 1),
         "seed": entry.run.seed, "amp": str(trainer.amp or torch.float32).removeprefix("torch."),
-        "data": {"name": train.spec.title, "synthetic": train.spec.synthetic, "classes": train.spec.names,
-                 "images": {s.split: len(s) for s in (train, *splits.values())},
-                 "sha256": {s.split: s.fingerprint() for s in (train, *splits.values())},
-                 "size": list(train.read(0)[1].shape)},
+        "data": _describe(train, *splits.values()),
         "parameters": sum(p.numel() for p in model.parameters()), "weights": file if entry.publish else None,
         "metrics": {split: e.summary() for split, e in results.items()}, "sweep": [e.summary() for e in sweep]}
     record = records.write(entry, values, arrays, (folder / "history.jsonl").read_text())
@@ -100,6 +99,27 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     shutil.rmtree(folder)  # the state that a finished run no longer needs
     print(f"  {entry.name}: mIoU val {results['val'].miou:.4f}, test {results['test'].miou:.4f}; record {record.path.relative_to(paths.ROOT)}", flush=True)
     return record
+
+
+def study(entry: Experiment, root, device: torch.device) -> records.Record:
+    """Evaluate finished weights as lc.studies says, on the validation split, and write a record of that."""
+    from lc.studies import STUDIES
+    clock, run = time.perf_counter(), entry.run
+    data = SegmentationSet(run.data, "val", root)
+    model, dsn = (trained(run.profile, name, device)[0] for name in (_name_of(run), "dsn"))
+    values, arrays = STUDIES[entry.study](model, dsn, data, run.rho)
+    record = records.write(entry, {
+        **records.provenance(device_name(device), "studies"), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": run.seed,
+        "of": records.stem(_name_of(run), run), "evaluate_seconds": round(time.perf_counter() - clock, 1), "data": _describe(data), "study": values}, arrays)
+    print(f"  {entry.name}: {record['evaluate_seconds']} s; record {record.path.relative_to(paths.ROOT)}", flush=True)
+    return record
+
+
+def _describe(*splits: SegmentationSet) -> dict:
+    """What a record says of its data."""
+    spec = splits[0].spec
+    return {"name": spec.title, "synthetic": spec.synthetic, "classes": spec.names, "images": {s.split: len(s) for s in splits},
+            "sha256": {s.split: s.fingerprint() for s in splits}, "size": list(splits[0].read(0)[1].shape)}
 
 
 def start_weights(run: RunConfig, root, device: torch.device, workers: int) -> dict | None:
@@ -133,7 +153,6 @@ def _keep_examples(profile_name: str, data: SegmentationSet) -> None:
     np.savez_compressed(packed, images=np.stack([p[0] for p in pairs]), labels=np.stack([p[1] for p in pairs]),
                         names=np.array([data.name(i) for i in picks]))
     records.write_whole(target, packed.getvalue())
-
 
 
 def evaluate_at(profile_name: str, name: str, rho: float, root=None, device: torch.device | str = "cpu") -> Evaluation:

@@ -1,4 +1,4 @@
-"""Records and published numbers -> frames and sentences. No training, no torch.
+"""Records and published numbers -> frames. No training, no torch.
 
 A number of ours travels with its tier. `beside_paper` is the only way into a column next to the paper's, and it refuses
 smoke runs and procedural data; `paper_and_ours` then gives two tables instead of one.
@@ -38,6 +38,11 @@ class Evidence:
         if name not in self.records:
             raise InputError(f"no record of {self.profile.name}/{name}; make it with `make reproduce PROFILE={self.profile.name}`")
         return self.records[name]
+
+    @property
+    def trained(self) -> list[records.Record]:
+        """The records of trainings, without the studies."""
+        return [record for record in self.records.values() if "study" not in record.values]
 
     @property
     def label(self) -> str:
@@ -112,69 +117,6 @@ def sweep_table(record: records.Record) -> pd.DataFrame:
     return pd.DataFrame({columns("1", "mIoU")[i]: rho_row(row) for i, row in enumerate(record["sweep"])}).T.rename_axis("rho")
 
 
-@dataclass(frozen=True)
-class Difference:
-    """mIoU of one run less another's, in points, with a 95 % paired bootstrap interval over images."""
-    value: float
-    low: float
-    high: float
-    images: int
-    split: str
-
-    def __str__(self) -> str:
-        return f"{self.value:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] on {self.split} ({self.images} images)"
-
-    def verdict(self, claimed: float, effect: bool = True) -> str:
-        """Rule, fixed before any run. A claimed effect counts by its sign, and only if the interval leaves out zero; a
-        claimed absence of effect (effect=False) holds if the interval does not leave it out."""
-        zero_inside = self.low <= 0 <= self.high
-        if not effect:
-            return "reproduced: no effect shown" if zero_inside else "contradicted: there is an effect"
-        if zero_inside:
-            return "not shown: the interval holds zero"
-        return "reproduced in sign" if (self.value > 0) == (claimed > 0) else "contradicted"
-
-
-def difference(ev: Evidence, a: str, b: str, split: str = "test") -> Difference:
-    """mIoU of experiment a less that of b."""
-    first, second = (ev[name].arrays[f"confusions_{split}"] for name in (a, b))
-    value, low, high = (100 * v for v in metrics.bootstrap_miou(first, second))
-    return Difference(value, low, high, len(first), split)
-
-
-def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str, effect: bool = True) -> str:
-    """One sentence: the claim, the paper's number, ours with its interval on both splits, and what follows."""
-    if ev.profile.tier == "smoke":
-        return f"*{claim}* This is a smoke run, which only shows that the page works: no verdict."
-    val, test = difference(ev, a, b, "val"), difference(ev, a, b, "test")
-    return (f"*{claim}* The paper: {claimed:+.2f} points (VOC12 val). Ours, {ev.label}: {val}: **{val.verdict(claimed, effect)}**; "
-            f"{test}: **{test.verdict(claimed, effect)}**.")
-
-
-def method_verdicts(ev: Evidence) -> list[str]:
-    """The claims of Table 2 as sentences."""
-    pairs = [("DSN", "IRNet", "Deep supervision alone gains little over IRNet."),
-             ("DSN + Dropout", "DSN", "Random label dropout does not bring a significant effect."),
-             ("MC", "IRNet", "A model cascade is far worse than IRNet."),
-             ("LC", "DSN", "Layer cascade gains over DSN."), ("LC", "IRNet", "Layer cascade gains over IRNet.")]
-    return [verdict(ev, METHODS[a], METHODS[b], published("2", a, "mIoU").value - published("2", b, "mIoU").value, claim, effect=a != "DSN + Dropout")
-            for a, b, claim in pairs if {METHODS[a], METHODS[b]} <= set(ev.records)]
-
-
-def rho_verdicts(ev: Evidence) -> list[str]:
-    """What Table 1 claims, as sentences: a peak inside the range of rho, and losses when rho is too small."""
-    miou = {rho: published("1", "mIoU", rho).value for rho in columns("1", "mIoU")}
-    runs = {rho: run.experiment for rho, run in rho_runs(ev).items()}
-    if len(runs) < len(miou) or ev.profile.tier == "smoke":
-        return ["Not all runs of Table 1 are there, or they are smoke runs: no verdict."]
-    best = max(runs, key=lambda rho: percent(ev[runs[rho]], "val"))
-    low = list(miou)[-1]
-    return [f"Best on val: rho = {best} ({percent(ev[runs[best]], 'val'):.2f} %); in the paper rho = {max(miou, key=miou.get)}.",
-            verdict(ev, runs[best], "dsn", max(miou.values()) - miou["1"], "Some rho below 1 is better than rho = 1 (ours: the best on val, so val flatters it).")
-            if best != "1" else "*Some rho below 1 is better than rho = 1.* Ours: none is, on val: **contradicted**.",
-            verdict(ev, runs[low], "dsn", miou[low] - miou["1"], f"The smallest rho, {low}, loses.")]
-
-
 def decided_counts(record: records.Record, split: str = "val") -> pd.DataFrame:
     """Labelled pixels by class (rows) and the stage that decided them (columns)."""
     counts = np.array(record["metrics"][split]["decided_pixels"])
@@ -192,39 +134,6 @@ def decided_shares(record: records.Record, split: str = "val") -> pd.DataFrame:
     """Fig. 5b: share of each class's pixels that each stage decided, in percent."""
     counts = decided_counts(record, split)
     return pd.DataFrame(100 * metrics.decided_share(counts.to_numpy().T).T, index=counts.index, columns=counts.columns)
-
-
-def stage_verdicts(ev: Evidence) -> list[str]:
-    """What Sec. 4.2 claims, as sentences: most classes gain weight in deeper stages, and harder classes go deeper."""
-    record = ev[METHODS["LC"]]
-    ratios, shares = label_ratios(record), decided_shares(record)
-    low, high = (published("text", "stage-2-label-ratio", side).value for side in ("low", "high"))
-    iou = pd.Series(record["metrics"]["val"]["iou"], index=ratios.index, dtype=float)
-    lines = []
-    for column in ratios:
-        values = ratios[column].dropna()
-        lines.append(f"{column}: {int((values > 1).sum())} of {len(values)} classes have a ratio above 1; range {values.min():.2f} to {values.max():.2f} "
-                     f"(lowest: {values.idxmin()}; highest: {values.idxmax()})." if len(values) else f"{column}: no pixel gets that far.")
-    last = shares.iloc[:, -1]
-    tie = iou.corr(last, method="spearman") if iou.nunique() > 1 and last.nunique() > 1 else float("nan")
-    lines.append(f"The paper: all 20 foreground classes of VOC between {low:g} and {high:g} in stage 2 / stage 1. Harder classes go deeper: "
-                 f"rank correlation of a class's IoU with its share of pixels decided in the last stage: {tie:+.2f} over {len(iou)} classes.")
-    return lines
-
-
-def readme_block(ev: Evidence) -> str:
-    """The README's numbers, as Markdown: headline, Table 2 and Table 1 (each on val and test), and where they come from."""
-    parts = []
-    for title, shown in (("The two claims", headline(ev)), ("Table 2, mIoU", methods(ev)), ("Table 1, by rho, percent", rho_table(ev))):
-        for frame in shown:
-            heads = [title, *(" ".join(map(str, column)) for column in frame.columns)]
-            rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
-                    for index, row in zip(frame.index, frame.to_numpy(dtype=object))]
-            parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
-    first = ev["initial"]
-    parts.append(f"Ours: {ev.label}, seed {first['seed']}, {first['device']}; records in results/{ev.profile.name}/runs, written by commits "
-                 f"{', '.join(sorted({r['commit'][:10] for r in ev.records.values()}))}. Intervals: 95 %, paired bootstrap over images.")
-    return "\n\n".join(parts)
 
 
 def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
@@ -253,17 +162,51 @@ def bench_table(bench: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("rho")
 
 
-def headline(ev: Evidence) -> list[pd.DataFrame]:
-    """The first page's table: the paper's two claims, accuracy and speed, as numbers; gains in points, speed-ups as factors."""
-    irnet_fps, fps = published("text", "inception-resnet-speed").value, {r: published("3", r, "FPS").value for r in ("LC", "LC (fast)")}
-    miou = {row: published("2", row, "mIoU").value for row in METHODS}
-    paper = {"mIoU gain of LC over DSN": f"{miou['LC'] - miou['DSN']:+.2f}", "mIoU gain of LC over IRNet": f"{miou['LC'] - miou['IRNet']:+.2f}",
-             "speed-up at rho = 0.985": f"{fps['LC'] / irnet_fps:.2f}x", "speed-up at rho = 0.8": f"{fps['LC (fast)'] / irnet_fps:.2f}x"}
-    ours = {}
-    for row, other in zip(paper, ("dsn", "irnet")):
-        if {METHODS["LC"], other} <= set(ev.records):
-            ours[row] = {split: str(difference(ev, METHODS["LC"], other, split)).split(" on ")[0] for split in ("val", "test")}
-    for bench in benches(ev.profile.name):
-        for rho, row in ((0.985, "speed-up at rho = 0.985"), (0.8, "speed-up at rho = 0.8")):
-            ours.setdefault(row, {})[bench["device"]] = f"{next(r['speedup'] for r in bench['rows'] if r['rho'] == rho):.2f}x"
-    return paper_and_ours(pd.DataFrame({"VOC12": paper}), pd.DataFrame(ours).T.reindex(list(paper)), ev)
+def difficulty_shares(record: records.Record, whose: int = 0) -> pd.DataFrame:
+    """Fig. 1b left: share of each class's pixels in ES, MS and HS, percent; whose: 0 for LC, 1 for its stage 1."""
+    sets = pd.DataFrame(record.arrays["sets"][whose].T, index=record["data"]["classes"], columns=["ES", "MS", "HS"])
+    return 100 * sets.div(sets.sum(axis=1), axis=0)
+
+
+def near_boundary(record: records.Record, whose: int = 0) -> pd.DataFrame:
+    """Fig. 1b right as a curve: share of the pixels of each set within so many pixels (rows) of an object boundary, percent."""
+    total = record.arrays["sets"][whose].sum(1)
+    near = 100 * record.arrays["near"][whose].T / np.append(total, total.sum())
+    return pd.DataFrame(near, index=pd.RangeIndex(1, len(near) + 1, name="band"), columns=["ES", "MS", "HS", "all"])
+
+
+def context_table(record: records.Record) -> pd.DataFrame:
+    """What a region reads outside itself: mIoU (percent), its difference to `zeros` with its interval, cells computed (percent)."""
+    study, rows = record["study"], {}
+    for i, network in enumerate(study["networks"]):
+        for j, variant in enumerate(study["variants"]):
+            at = i * len(study["variants"]) + j
+            _, low, high = (100 * v for v in metrics.bootstrap_miou(*(record.arrays["confusions"][k] for k in (at, i * len(study["variants"])))))
+            rows[network, variant] = {"mIoU": 100 * study["miou"][at], "against zeros": f"[{low:+.2f}, {high:+.2f}]",
+                                      **{f"stage {s} computes": 100 * v for s, v in enumerate(study["computed"][at], start=1) if s > 1}}
+    return pd.DataFrame(rows).T.rename_axis(["trained as", "reads outside"])
+
+
+def calibration_table(record: records.Record) -> pd.DataFrame:
+    """Cells handed to each stage by confidence: share right (percent), one column per network and stage; few cells: empty."""
+    bins = record["study"]["bins"]
+    index = pd.Index([f"{a:g} to {b:g}" for a, b in zip(bins, bins[1:])], name="confidence")
+    columns_ = {}
+    for network, stages in zip(record["study"]["networks"], record.arrays["counts"]):
+        for s, (seen, right) in enumerate(stages, start=1):
+            columns_[network, f"stage {s}"] = np.where(seen >= 50, 100 * right / np.maximum(seen, 1), np.nan)
+    return pd.DataFrame(columns_, index=index)
+
+
+def selection_table(record: records.Record, network: int = 0) -> pd.DataFrame:
+    """mIoU (percent) and cells handed to stages 2 and 3 (percent) by rule: one rho per stage, or the oracle."""
+    study = record["study"]
+    names = ["oracle" if r == "oracle" else f"{r[0]:g} / {r[1]:g}" for r in study["rules"]]
+    return pd.DataFrame({"mIoU": 100 * np.array(study["miou"][network]), "to stage 2": 100 * np.array(study["handed"][network])[:, 1],
+                         "to stage 3": 100 * np.array(study["handed"][network])[:, 2]}, index=pd.Index(names, name="rho of stage 1 / stage 2"))
+
+
+def train_test_grid(ev: Evidence) -> pd.DataFrame:
+    """mIoU (percent, val) of each run of Table 1 (rows: rho in training) at each rho in testing (columns)."""
+    return pd.DataFrame({rho: {test: 100 * row["miou"] for test, row in zip(columns("1", "mIoU"), run["sweep"])} for rho, run in rho_runs(ev).items()}).T \
+        .rename_axis("rho in training").rename_axis("rho in testing", axis=1)
