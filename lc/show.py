@@ -21,3 +21,8 @@ def frames(items: pd.DataFrame | Iterable[pd.DataFrame], digits: int = 2) -> Non
 def sources(ev: tables.Evidence, names: list[str] | None = None) -> None:
     """The records behind a page: file, tier, seed, commit, device, data hash, and whether the code has changed since."""
     display(HTML(tables.sources(ev, names).to_html(escape=False, border=0, classes="sources")))
+
+
+def page(frame: pd.DataFrame) -> None:
+    """A table of texts with links, over the width of the page."""
+    display(HTML(frame.to_html(escape=False, border=0, classes="sources")))

@@ -4,6 +4,7 @@ import torch
 
 from lc.cascade import build_irnet_lc, cells_to_pixels, undecided, upsample
 from lc.errors import InputError, check_rho
+from lc.train import stage_loss
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,17 @@ def test_gradients_reach_only_what_took_part(model, images):
     model(images, 0.0).fused[1].sum().backward()
     grad = model.stages[1].irnet_b[0].project.weight.grad
     assert grad is None or grad.abs().sum() == 0
+    model.zero_grad()
+
+
+def test_a_stage_s_loss_stays_in_the_stage(model, images):
+    """Upsampling mixes neighbouring cells, but a cell that an earlier stage decided passes no gradient of a later stage's loss."""
+    model.zero_grad()
+    out = model(images, middle_rho(model, images))
+    label = torch.randint(0, 4, (3, 64, 80), generator=torch.Generator().manual_seed(0))
+    stage_loss(out.fused[1], out.handed[1], label).backward()
+    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in model.heads[0].parameters())
+    assert model.heads[1].classify.weight.grad.abs().sum() > 0
     model.zero_grad()
 
 

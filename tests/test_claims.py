@@ -1,0 +1,80 @@
+"""Claims: every row of results/claims.csv is judged by a rule, and the rules can say each verdict."""
+import csv
+
+import numpy as np
+import pytest
+
+from lc import claims, paths, tables
+from lc.paper import published
+from tests.conftest import fake_record
+
+with open(paths.ROOT / "results" / "claims.csv", encoding="utf-8", newline="") as file:
+    ROWS = list(csv.DictReader(file))
+KINDS = {"gain", "no effect", "audit", "open", "not here", *claims.RULES, *claims.FACTS}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["claim"][:40])
+def test_rows_are_complete(row):
+    """A known test, a page that exists, a published number where one is named."""
+    assert row["test"] in KINDS and row["place"]
+    assert (paths.ROOT / "book" / f"{row['page']}.ipynb").exists() or row["test"] in ("open", "not here")
+    if row["claimed"]:
+        claims._claimed(row["claimed"])
+
+
+def test_claimed_numbers_are_the_published_ones():
+    """An address is a number, two addresses are a difference."""
+    assert claims._claimed("2|LC|mIoU") == published("2", "LC", "mIoU").value
+    assert claims._claimed("2|LC|mIoU - 2|DSN|mIoU") == published("2", "LC", "mIoU").value - published("2", "DSN", "mIoU").value
+
+
+def judged(ev) -> dict:
+    table = claims.claims(ev)
+    return dict(zip(table["claim"], zip(table["verdict"], table["number"])))
+
+
+def test_verdicts_follow_the_records(house, monkeypatch):
+    """Planted gains are found, planted losses contradict, equality shows nothing; missing runs stay open."""
+    monkeypatch.setattr(claims.paths, "ROOT", house)
+    (house / "results").mkdir(exist_ok=True)
+    monkeypatch.setattr(claims, "FACTS", {name: lambda row: ("reproduced", "-") for name in claims.FACTS})
+    with open(house / "results" / "claims.csv", "w", newline="") as copy:
+        csv.DictWriter(copy, ROWS[0]).writeheader()
+        csv.DictWriter(copy, ROWS[0]).writerows(ROWS)
+    for name, shift in (("initial", 0), ("dsn", 0), ("irnet", 0), ("lc-0.985", 40), ("mc", 60), ("lc-0.950", -15)):
+        fake_record("camvid-lite", name, shift)
+    found = judged(tables.evidence("camvid-lite"))
+    assert found["LC is more accurate than its backbone IRNet"][0] == "reproduced"
+    assert found["Deep supervision gains over IRNet"][0] == "not shown"
+    assert found["LC is more accurate than a model cascade"][0] == "not"
+    assert found["At rho = 0.95, LC still beats IRNet"][0] == "not"
+    assert found["Random label dropout brings no significant effect"] == ("open", "not run")
+    assert found["LC at rho = 0.985 is faster than IRNet"][0] == "open"
+    assert found["Half of the pixels are decided early at rho = 0.985"] == ("reproduced", "60 %; paper 52 %")
+    assert found["Stage 1 decides nearly 40 % at rho = 0.95"][0] == "reproduced"
+    assert found["A rho under 1 is best"][0] == "reproduced" and "rho = 0.985" in found["A rho under 1 is best"][1]
+    assert found["LC accelerates training"][0] == "open" and found["80.3 and 82.7 on VOC 2012 test"][0] == "not here"
+
+
+def test_difficulty_claims(house):
+    """Planted sets and bands give the verdicts that they should."""
+    record = fake_record("camvid-lite", "lc-0.985")
+    sets = np.array([[[60, 20, 40], [30, 70, 40], [10, 10, 20]]] * 2)  # ES, MS, HS by class: ES 60, 20, 40 %
+    near = np.zeros((2, 4, 20), int)
+    near[0, 2], near[0, 3] = 32, 90                                      # 32 of 40 HS, 90 of 300 pixels
+    record.arrays.update(sets=sets, near=near)
+    ev = tables.Evidence(tables.profile("camvid-lite"), {"study-difficulty": record})
+    row = lambda claimed: {"claimed": claimed}
+    assert claims._easy_classes(ev, row("text|es-share-at-least|value"), ["study-difficulty"]) == ("reproduced", "2 of 3 classes")
+    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"]) == ("reproduced", "80 % of HS within 3 pixels, 30 % of all pixels")
+    near[0, 2] = 14
+    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"])[0] == "in part"
+    near[0, 2] = 8
+    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"])[0] == "not"
+
+
+def test_facts_hold():
+    """What needs no run: the label map's size, the parameters, and the labels of VOC 2012."""
+    assert claims._label_map({}) == ("reproduced", "21 x 64 x 64")
+    assert claims._voc_lists({})[0] == "reproduced"
+    assert claims._parameters({"claimed": "6|IRNet-LC|params"})[0] == "in part"
