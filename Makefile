@@ -35,6 +35,7 @@ book: $(READY) ## render the committed evidence, train nothing   [PROFILE=...]
 
 notebook: $(READY) ## rerun one chapter with another threshold: NB=rho RHO=0.97   [PROFILE=...]
 	@test -n "$(NB)" || { echo "make notebook needs NB=<name>, one of: $(CHAPTERS)"; exit 2; }
+	@$(if $(RHO),$(MAKE) -s data PROFILE=$(or $(PROFILE),$(EVIDENCE)))
 	@$(LC) notebook $(NB) --set profile=$(or $(PROFILE),$(EVIDENCE)) $(if $(RHO),--set rho=$(RHO)) --html \
 	  --out build/notebook/$(NB)-$(or $(PROFILE),$(EVIDENCE))$(if $(RHO),-$(RHO)).ipynb
 
