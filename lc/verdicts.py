@@ -1,6 +1,7 @@
 """Records and published numbers -> sentences with intervals: whether a claim of the paper held. The rule is in Difference.verdict."""
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from lc import metrics
@@ -112,6 +113,16 @@ def context_verdicts(ev: Evidence) -> list[str]:
     return [f"The cascade trained as {name}: with nobody exiting {100 * dense[name]:.2f} %; with exits and zeros outside {table[name, 'zeros'] - 100 * dense[name]:+.2f} points; "
             f"with exits and everything computed {table[name, 'everything'] - 100 * dense[name]:+.2f}: so {table[name, 'everything'] - table[name, 'zeros']:.2f} points are "
             f"context that a region lacks, of which a halo of 2 cells gives back {table[name, 'halo 2'] - table[name, 'zeros']:.2f}." for name in dense]
+
+
+def calibration_verdicts(ev: Evidence) -> list[str]:
+    """How often the cells that exit are right."""
+    record, lines = ev["study-calibration"], []
+    rho, bins = record["config"]["rho"], np.array(record["study"]["bins"])
+    for network, stages in zip(record["study"]["networks"], record.arrays["counts"]):
+        right = [100 * counts[1, bins[:-1] >= rho].sum() / max(counts[0, bins[:-1] >= rho].sum(), 1) for counts in stages[:-1]]
+        lines.append(f"{network}: of the cells that reach {rho:g}, " + ", ".join(f"{v:.1f} % are right in stage {s}" for s, v in enumerate(right, start=1)) + ".")
+    return lines
 
 
 def selection_verdicts(ev: Evidence) -> list[str]:
