@@ -111,7 +111,7 @@ def macs_bars(frame: pd.DataFrame, ax: Axes) -> Axes:
 def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:
     """Fig. 1b right: share of each set's pixels within a band round object boundaries, along the width of the band."""
     for name in near:
-        ax.plot(near.index, near[name], ".-", color=DIFFICULTY.get(name, PAPER_COLOUR), linestyle="-" if name in DIFFICULTY else "--", label=name)
+        ax.plot(near.index, near[name], ".-" if name in DIFFICULTY else ".--", color=DIFFICULTY.get(name, PAPER_COLOUR), label=name)
     ax.set(xlabel="pixels to the nearest object boundary, at most", ylabel="percent of the set", ylim=(0, 100))
     ax.legend(fontsize=8)
     return ax

@@ -12,10 +12,10 @@ def say(*sentences: str) -> None:
     display(Markdown("\n\n".join(sentences)))
 
 
-def frames(items: pd.DataFrame | Iterable[pd.DataFrame], digits: int = 2) -> None:
-    """Show one or several tables; a run that was not made reads "not run"."""
+def frames(items: pd.DataFrame | Iterable[pd.DataFrame], digits: int = 2, missing: str = "not run") -> None:
+    """Show one or several tables of numbers; `missing` stands where there is none."""
     for frame in [items] if isinstance(items, pd.DataFrame) else items:
-        display(frame.style.format(precision=digits, na_rep="not run").set_table_attributes('class="numbers"'))
+        display(frame.style.format(precision=digits, na_rep=missing).set_table_attributes('class="numbers"'))
 
 
 def sources(ev: tables.Evidence, names: list[str] | None = None) -> None:
