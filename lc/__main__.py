@@ -102,8 +102,12 @@ def train(args) -> None:
 
 
 def bench(args) -> None:
-    """Time the cascade at each rho against the dense network; write results/<profile>/bench/<device>.json or --json."""
+    """Time against the dense network, and write a file that names the device: a trained cascade at each rho (default), single blocks
+    on regions (`region`), or the full network at the paper's pixel shares (`network`)."""
     from lc import bench as timing
+    if args.kind != "cascade":
+        print({"region": timing.region, "network": timing.network}[args.kind](args.json))
+        return
     name, _ = _resolve(args.profile)
     print(timing.run(name, args.experiment, args.data, _device(args.device), args.images, args.repeats, args.json))
 
@@ -189,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
     sub = add("bench", bench, "profile", "data", "device")
+    sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network"))
     sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
     sub.add_argument("--images", type=int, default=10)
     sub.add_argument("--repeats", type=int, default=5)

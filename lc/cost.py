@@ -110,13 +110,13 @@ def run_dense(model: LayerCascade, image: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def bench_cascade(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int = 5) -> list[dict]:
-    """Time one-image forwards at every rho, and the dense network, turn by turn on the same images.
+def bench_cascade(model: LayerCascade, dense_model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int = 5) -> list[dict]:
+    """Time one-image forwards at every rho, and the dense network (`dense_model` without its early heads), turn by turn on the same images.
 
     Returns one row per contestant: rho (None = dense), milliseconds as median and quartiles over images x repeats, median
     milliseconds per stage, shares handed on, and the speed-up: the median of dense / cascade, pair by pair.
     """
-    model.eval()
+    model.eval(), dense_model.eval()
     samples: dict[float | None, list] = {rho: [] for rho in [None, *rhos]}
     handed: dict[float, list] = {rho: [] for rho in rhos}
     for repeat in range(-1, repeats):  # the first round warms up
@@ -124,7 +124,7 @@ def bench_cascade(model: LayerCascade, images: list[Tensor], rhos: list[float], 
             for rho, kept in samples.items():
                 if rho is None:
                     start = _now(image.device)
-                    run_dense(model, image)
+                    run_dense(dense_model, image)
                     parts = [_now(image.device) - start]
                 else:
                     parts = timed_stages(model, image, rho)
