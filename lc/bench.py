@@ -103,15 +103,15 @@ def region(target: Path | None = None, repeats: int = 9, size: tuple[int, int] =
             for _ in range(chain):
                 part = quick(part)
 
-        def densely(form) -> None:
+        def densely() -> None:
             y = x
             for _ in range(chain):
-                y = form(y)
+                y = dense(y)
 
         for share in SHARES:
             mask = blob(share, size, seed=len(rows))
             active = mask.float().mean().item()
-            found = _alternate({"folded": lambda: densely(dense), "all active": lambda: densely(quick), "region": lambda: on_region(mask)}, repeats)
+            found = _alternate({"folded": densely, "all active": lambda: on_region(blob(1.0, size, 0)), "region": lambda: on_region(mask)}, repeats)
             rows.append({"layer": name, "active": active, **_compare(found, 1 / active)})
     return _write("region", torch.device("cpu"), {"size": list(size), "chain": chain, "repeats": repeats, "rows": rows}, target, paths.ROOT / "results" / "bench")
 

@@ -6,6 +6,7 @@ itself to the residual in place. Products run in oneDNN with packed weights and 
 its matmul here), as plain matrix products elsewhere. A dense map is the full region.
 """
 import copy
+from collections import OrderedDict
 from functools import lru_cache
 
 import torch
@@ -25,13 +26,17 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends
 def prepare(model: LayerCascade) -> LayerCascade:
     """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone."""
     model = fold(model)
-    for stage in model.stages[1:]:
-        for name, part in stage.named_children():
-            if isinstance(part, Mixed) and _fits(part):
-                setattr(stage, name, FastMixed(part))
-            elif isinstance(part, nn.Sequential):
-                setattr(stage, name, nn.Sequential(*(FastResidual(b) if isinstance(b, Residual) and _fits(b.mixed) else b for b in part)))
+    for number, stage in enumerate(model.stages[1:], start=1):
+        model.stages[number] = FastStage(OrderedDict((name, _quick(part)) for name, part in stage.named_children()))
     return model
+
+
+def _quick(part: nn.Module) -> nn.Module:
+    if isinstance(part, Mixed) and _fits(part):
+        return FastMixed(part)
+    if isinstance(part, Residual) and _fits(part.mixed):
+        return FastResidual(part)
+    return nn.Sequential(*map(_quick, part)) if type(part) is nn.Sequential else part
 
 
 def fold(model: LayerCascade) -> LayerCascade:
@@ -100,8 +105,18 @@ def _as_rows(image: Tensor) -> Tensor:
     return image[0, :, 0].t()  # (1, C, 1, P) -> (P, C)
 
 
+class FastStage(nn.Sequential):
+    """A later stage; a dense map goes through it as its full region."""
+
+    def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
+        """Shapes as in the original."""
+        if isinstance(x, RegionTensor):
+            return super().forward(x)
+        return super().forward(RegionTensor.select(x, _full((x.shape[0], *x.shape[2:]), x.device))).dense()
+
+
 class FastMixed(nn.Module):
-    """Parallel branches of a folded Mixed, stride 1, concatenated; on a RegionTensor or, as its full region, on a map."""
+    """Parallel branches of a folded Mixed, stride 1, concatenated; on a RegionTensor."""
 
     def __init__(self, mixed: Mixed):
         super().__init__()
@@ -111,13 +126,9 @@ class FastMixed(nn.Module):
         self.widths = [b[0].out_channels for b in branches]
         self.chains = [[(conv, Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)) for conv in b[1:]] for b in branches]
 
-    def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
-        """Shapes as in the original. A FastResidual overwrites the values of its RegionTensor: in a cascade nobody reads them again."""
-        if isinstance(x, RegionTensor):
-            return x.with_rows(self.on_rows(x.rows, x.region))
-        n, channels, h, w = x.shape
-        rows = self.on_rows(x.permute(0, 2, 3, 1).reshape(-1, channels).clone(), _full((n, h, w), x.device))
-        return rows.view(n, h, w, -1).permute(0, 3, 1, 2)
+    def forward(self, x: RegionTensor) -> RegionTensor:
+        """Shapes as in the original. A FastResidual overwrites the values of its input: in a cascade nobody reads them again."""
+        return x.with_rows(self.on_rows(x.rows, x.region))
 
     def on_rows(self, rows: Tensor, region: Region) -> Tensor:
         """(P, C) to (P, O)."""
