@@ -162,7 +162,7 @@ def stamp(args) -> None:
     import hashlib
     folder = paths.results(args.profile)
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("runs/*"), *folder.glob("bench/*")]):
+    for path in sorted([*folder.glob("runs/*"), *folder.glob("bench/*"), *(paths.ROOT / "results" / "bench").glob("*")]):
         digest.update(path.name.encode() + path.read_bytes())
     target = paths.build(args.profile) / "records.stamp"
     if not target.exists() or target.read_text() != digest.hexdigest():

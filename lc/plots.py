@@ -117,6 +117,19 @@ def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
+def break_even(rows: list[dict], ax: Axes) -> Axes:
+    """Speed-up against the active share, one line per layer, with the ideal 1 / share."""
+    frame = pd.DataFrame(rows).sort_values("active")
+    for (layer, part), colour_ in zip(frame.groupby("layer"), STAGE_COLOURS[1:]):
+        ax.plot(part["active"], part["speedup"], "o-", color=colour_, label=layer)
+    share = np.linspace(frame["active"].min(), 1, 50)
+    ax.plot(share, 1 / share, "--", color=PAPER_COLOUR, label="ideal: 1 / share")
+    ax.axhline(1, color=PAPER_COLOUR, linewidth=1)
+    ax.set(xlabel="share of active pixels", ylabel="speed-up", title="Against the fastest dense form")
+    ax.legend(fontsize=8)
+    return ax
+
+
 def stage_map(decided: np.ndarray) -> np.ndarray:
     """(H, W) stage numbers -> (H, W, 3) uint8 in the stages' colours."""
     table = np.array([[255, 255, 255]] + [rgb(c) for c in STAGE_COLOURS], np.uint8)

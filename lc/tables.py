@@ -152,6 +152,20 @@ def benches(profile_name: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((paths.results(profile_name) / "bench").glob("*.json"))]
 
 
+def speed_files(kind: str) -> list[dict]:
+    """Timing files that belong to no profile, one per device; kind: "region" or "network"."""
+    return [json.loads(path.read_text()) for path in sorted((paths.ROOT / "results" / "bench").glob(f"{kind}-*.json"))]
+
+
+def speed_table(bench: dict) -> pd.DataFrame:
+    """Rows of a region or network bench: milliseconds of the fastest dense form and of the region side, speed-up with quartiles, ideal."""
+    rows = [{("layer" if "layer" in r else "rho of the shares"): r.get("layer", r.get("rho")),
+             "active, %": ", ".join(f"{100 * a:.0f}" for a in np.atleast_1d(r["active"])), "dense ms": r["dense_ms"], "dense form": r["dense_form"],
+             "region ms": r["region_ms"], "speed-up": r["speedup"], "quartiles": f"{r['speedup_low']:.2f}-{r['speedup_high']:.2f}", "ideal": r["ideal"],
+             "measured / ideal": r["ratio"]} for r in bench["rows"]]
+    return pd.DataFrame(rows).set_index(list(rows[0])[0])
+
+
 def bench_table(bench: dict) -> pd.DataFrame:
     """Fig. 7: time by rho, dense first; milliseconds, images per second, speed-up against dense, time per stage."""
     rows = {}

@@ -7,7 +7,7 @@ import pandas as pd
 from lc import metrics
 from lc.paper import columns, published
 from lc.tables import (METHODS, Evidence, benches, context_table, decided_shares, difficulty_shares, label_ratios, methods, near_boundary,
-                       paper_and_ours, percent, rho_runs, rho_table, selection_table)
+                       paper_and_ours, percent, rho_runs, rho_table, selection_table, speed_files)
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,16 @@ def selection_verdicts(ev: Evidence) -> list[str]:
             f"with {table.loc['oracle', 'to stage 2']:.0f} % of the cells handed to stage 2 and {table.loc['oracle', 'to stage 3']:.0f} % to stage 3."]
 
 
+def speed_verdicts() -> list[str]:
+    """The full network at the paper's pixel shares, as sentences."""
+    base, names = published("text", "inception-resnet-speed").value, {0.985: "LC", 0.8: "LC (fast)"}
+    return [f"At the pixel shares of rho = {row['rho']:g} ({' and '.join(f'{100 * a:.0f} %' for a in row['active'])} active in stages 2 and 3) the full IRNet-LC takes "
+            f"{row['region_ms']:.0f} ms where the fastest dense form takes {row['dense_ms']:.0f} ms: **{row['speedup']:.2f}x** "
+            f"[{row['speedup_low']:.2f}, {row['speedup_high']:.2f}], {100 * row['ratio']:.0f} % of the {row['ideal']:.2f}x that its multiply-adds allow. "
+            f"The paper: {published('3', names[row['rho']], 'FPS').value / base:.2f}x ({bench['device']}; quartiles in brackets)."
+            for bench in speed_files("network") for row in bench["rows"]]
+
+
 def headline(ev: Evidence) -> list[pd.DataFrame]:
     """The first page's table: the paper's two claims, accuracy and speed, as numbers; gains in points, speed-ups as factors."""
     irnet_fps, fps = published("text", "inception-resnet-speed").value, {r: published("3", r, "FPS").value for r in ("LC", "LC (fast)")}
@@ -147,6 +157,9 @@ def headline(ev: Evidence) -> list[pd.DataFrame]:
     for bench in benches(ev.profile.name):
         for rho, row in ((0.985, "speed-up at rho = 0.985"), (0.8, "speed-up at rho = 0.8")):
             ours.setdefault(row, {})[bench["device"]] = f"{next(r['speedup'] for r in bench['rows'] if r['rho'] == rho):.2f}x"
+    for bench in speed_files("network"):
+        for timed in bench["rows"]:
+            ours.setdefault(f"speed-up at rho = {timed['rho']:g}", {})[f"full network at the paper's shares, {bench['device']}"] = f"{timed['speedup']:.2f}x"
     return paper_and_ours(pd.DataFrame({"VOC12": paper}), pd.DataFrame(ours).T.reindex(list(paper)), ev)
 
 
