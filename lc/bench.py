@@ -32,7 +32,8 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
     data = SegmentationSet(entry.run.data, "val", root)
     picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
     inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
-    rows = cost.bench_cascade(fast.prepare(model), fast.fold(model).to(memory_format=torch.channels_last), inputs, [float(rho) for rho in columns("1", "mIoU")], repeats)
+    dense = fast.fold(model).to(memory_format=torch.channels_last)
+    rows = cost.bench_cascade(fast.prepare(model), dense, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats)
     height, width = inputs[0].shape[2:]
     values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": [height, width], "images": len(inputs),
               "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels",
@@ -144,7 +145,8 @@ def network(target: Path | None = None, repeats: int = 7, size: int = 512) -> Pa
         shares = [m.float().mean().item() for m in masks]
         plain, found = on_masks(model, image, masks), on_masks(quick, image, masks)
         same = (plain.argmax(1) == found.argmax(1))[masks[-1]].float().mean().item()
-        times = _alternate({"folded": lambda: cost.run_dense(dense, image), "all active": lambda: cost.run_dense(quick, image), "mixed": lambda: cost.run_dense(mixed, image), "region": lambda: on_masks(quick, image, masks)}, repeats)
+        forms = {name: lambda form=form: cost.run_dense(form, image) for name, form in (("folded", dense), ("all active", quick), ("mixed", mixed))}
+        times = _alternate({**forms, "region": lambda: on_masks(quick, image, masks)}, repeats)
         ideal = dense_macs / cost.cascade_macs(model, (size, size), [1.0, *shares])
         rows.append({"rho": float(rho), "active": shares, "same_labels": same, **_compare(times, ideal)})
     return _write("network", torch.device("cpu"), {"size": [size, size], "repeats": repeats, "rows": rows}, target, paths.ROOT / "results" / "bench")
