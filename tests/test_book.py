@@ -1,5 +1,6 @@
 """The whole chain in the smoke profile, as make runs it: data, twelve trainings, four studies, eight notebooks, the book."""
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from lc.experiments import catalogue
 
 
 def make(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(["make", *arguments], cwd=paths.ROOT, capture_output=True, text=True)
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}  # not as a part of `make test`
+    return subprocess.run(["make", *arguments], cwd=paths.ROOT, capture_output=True, text=True, env=alone)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_one_deleted_record_reruns_just_that_run(chain):
     files = {p: p.read_bytes() for p in (paths.results("smoke") / "runs").glob("*.json")}
     gone = next(p for p in files if p.name.startswith("lc-0.950"))
     gone.unlink()
-    run = subprocess.run(["make", "runs", "PROFILE=smoke"], cwd=paths.ROOT, capture_output=True, text=True)
+    run = make("runs", "PROFILE=smoke")
     assert run.returncode == 0 and run.stdout.count("smoke/lc-0.950:") == 1 and "[1/1]" in run.stdout
     assert gone.exists() and all(p.read_bytes() == content for p, content in files.items() if p != gone)
     again, first = json.loads(gone.read_text()), json.loads(files[gone])
@@ -78,7 +80,7 @@ def test_a_chapter_at_another_rho(chain):
     assert run.returncode == 0, run.stderr
     assert "at rho = 0.2" in run.stdout and "Difference from the committed record" in run.stdout
     page = next(line for line in run.stdout.splitlines() if line.endswith(".html"))
-    assert "At rho = 0.2" in Path(page).read_text()
+    assert "at rho = 0.2" in Path(page).read_text()
     assert before == {p: p.read_bytes() for p in paths.results("smoke").rglob("*") if p.is_file()}
 
 
