@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from lc import paths
@@ -50,9 +51,10 @@ def execute(name: str, given: dict[str, str], target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
     try:
-        papermill.execute_notebook(str(notebook_path(name)), str(part), values, kernel_name="python3", cwd=str(paths.ROOT),
-                                   progress_bar={"desc": name}, execution_timeout=1800,
-                                   config=Config(KernelManager={"transport": "ipc"}))  # no open port, no warning about it
+        with tempfile.TemporaryDirectory() as sockets:  # no open port, and no two kernels on one socket
+            wires = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+            papermill.execute_notebook(str(notebook_path(name)), str(part), values, kernel_name="python3", cwd=str(paths.ROOT),
+                                       progress_bar={"desc": name}, execution_timeout=1800, config=wires)
         check_executed(part)
         _hide_defaults(part)
     except papermill.PapermillExecutionError as error:
