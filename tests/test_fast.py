@@ -1,9 +1,12 @@
 """The cascade prepared for inference says what the original says."""
+import numpy as np
 import pytest
 import torch
 
+from lc import bench
 from lc import fast as fast_module
 from lc.cascade import build_irnet_lc
+from lc.errors import InputError
 from lc.fast import FastMixed, FastResidual, prepare
 
 
@@ -54,3 +57,28 @@ def test_every_block_of_the_later_stages_is_fast(model):
     fast = prepare(model)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fast.modules())
     assert sum(isinstance(m, FastResidual) for m in fast.modules()) == 4 and isinstance(fast.stages[1].reduction_b, FastMixed) and all(not p.requires_grad for p in fast.parameters())
+
+
+def test_blobs_have_the_share_they_are_asked_for():
+    """Nested for one seed, so that a later stage's region lies inside the earlier one's."""
+    wide, narrow = (bench.blob(share, (64, 64), 0) for share in (0.77, 0.25))
+    assert wide.float().mean().item() == pytest.approx(0.77, abs=0.001) and not (narrow & ~wide).any() and bench.blob(1.0, (8, 8), 0).all()
+
+
+def test_the_fastest_dense_form_is_the_opponent():
+    """A slow dense form flatters nobody; a noisy machine says so."""
+    steady = lambda value: np.full(8, float(value))
+    row = bench._compare({"folded": steady(30), "all active": steady(20), "region": steady(10)}, ideal=2.5)
+    assert (row["dense_form"], row["speedup"], row["ratio"]) == ("all active", 2, 0.8)
+    with pytest.raises(InputError, match="too noisy to tell: the dense side's quartiles"):
+        bench._compare({"folded": np.linspace(10, 40, 8), "region": steady(10)}, ideal=2)
+
+
+@torch.no_grad()
+def test_given_masks_are_what_is_computed(model):
+    """Logits of the last stage, the same for the plain and the prepared cascade, zero outside."""
+    image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    masks = [bench.blob(share, (16, 16), 0) for share in (0.6, 0.3)]
+    plain, fast = (bench.on_masks(m, image, masks) for m in (model, prepare(model)))
+    torch.testing.assert_close(plain, fast, atol=2e-5, rtol=1e-4)
+    assert (fast[:, :, ~masks[1][0]] == 0).all() and (fast[:, :, masks[1][0]] != 0).any()
