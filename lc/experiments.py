@@ -4,6 +4,8 @@ A method of Table 2 is a list of phases (lc.config.Phase); every method of a pro
 initial training and `cascade_epochs` after it. LC, DSN (LC at rho = 1: Sec. 4.1) and DSN + dropout start from the same
 initial weights; IRNet and MC, which have no such common start, train from the beginning within one run. MC trains each stage
 for half the epochs: a stage costs less than the network, so this is about the same computing time.
+
+Beside the paper's runs: `why` changes one thing of LC's cascade training at a time, `seeds` repeats the main runs.
 """
 import os
 import shutil
@@ -35,14 +37,14 @@ class Profile:
     lr: float
     cascade_lr: float
     epoch_seconds: float
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)                   # the first is that of all runs; the main ones are repeated with the others
 
 
 @dataclass(frozen=True)
 class Experiment:
     """A named run. cells: the published cells it is compared with; publish: its weights are small and are committed;
     sweep: all heads are trained, so that it can also be evaluated at every other rho; study: a function of lc.studies, which
-    evaluates the finished run instead of training it."""
+    evaluates the finished run instead of training it; control: the run that its gain is counted from."""
     name: str
     title: str
     run: RunConfig
@@ -51,6 +53,8 @@ class Experiment:
     publish: bool = False
     sweep: bool = True
     study: str = ""
+    group: str = "paper"
+    control: str = ""
 
 
 PROFILES = {p.name: p for p in (
@@ -63,10 +67,10 @@ PROFILES = {p.name: p for p in (
     Profile("camvid-lite", "stand-in", "2 cores", DataConfig("camvid", scale=0.5),
             ModelConfig(width=0.25, blocks=(2, 3, 2), head_width=64),
             TrainConfig(crop=(180, 240), scales=(0.9, 1.2), balance="median", ema=0.995, weight_decay=0.03),
-            epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=16),
+            epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=16, seeds=(0, 1)),
     Profile("camvid", "stand-in", "one GPU", DataConfig("camvid"), ModelConfig(),
             TrainConfig(crop=(360, 480), scales=(0.75, 1.5), balance="median", ema=0.995, weight_decay=0.03),
-            epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6),
+            epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6, seeds=(0, 1, 2)),
 )}
 NOT_YET = {name: f"profile {name} needs its data script and ImageNet weights, which this version does not prepare yet (README, "
                  "State); run PROFILE=camvid or PROFILE=shapes" for name in ("voc12", "cityscapes")}
@@ -93,30 +97,73 @@ def default_profile() -> tuple[str, str]:
 def catalogue(name: str) -> dict[str, Experiment]:
     """Every run of a profile, in the order in which they can be made."""
     p = profile(name)
-    cascade = Phase(p.cascade_epochs, p.cascade_lr, freeze_bn=True)
-    initial = RunConfig(name, p.data, p.model, p.train, (Phase(p.epochs, p.lr),), seed=p.seed)
+    entries = [*_paper(p), *_why(p), *_seeds(p)]
+    return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries}
 
-    def tuned(rho: float, **changes) -> RunConfig:
-        return replace(initial, phases=(replace(cascade, rho=rho),), rho=rho, start=initial, **changes)
 
+def _initial(p: Profile, seed: int) -> RunConfig:
+    return RunConfig(p.name, p.data, p.model, p.train, (Phase(p.epochs, p.lr),), seed=seed)
+
+
+def _tuned(p: Profile, rho: float, initial: RunConfig, **phase) -> RunConfig:
+    """Cascade training at rho from the initial weights; `phase`: what differs from the profile's settings."""
+    return replace(initial, phases=(Phase(**{"epochs": p.cascade_epochs, "lr": p.cascade_lr, "freeze_bn": True, "rho": rho, **phase}),),
+                   rho=rho, start=initial)
+
+
+def _irnet(p: Profile, initial: RunConfig) -> RunConfig:
+    last = (len(p.model.blocks),)
+    return replace(initial, phases=(Phase(p.epochs, p.lr, heads=last), Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
+
+
+def _paper(p: Profile) -> list[Experiment]:
+    """Tables 1 and 2, and the studies of their weights."""
+    initial = _initial(p, p.seeds[0])
     entries = [Experiment("initial", "initial training (DSN, all stages, all pixels)", initial, 0, publish=True)]
     for column in columns("1", "mIoU"):
         rho = float(column)
         row = "DSN" if rho == 1 else "LC"
         cells = (("1", "mIoU", column),) + ((("2", row, "mIoU"),) if column in ("1", BEST_RHO) else ())
         label = "dsn" if rho == 1 else f"lc-{column}"
-        entries.append(Experiment(label, f"{row} at rho = {column}", tuned(rho), 0, cells, publish=column in ("1", BEST_RHO)))
-    best = tuned(float(BEST_RHO))
-    dropout = replace(tuned(1.0, dropout_like=best), phases=(replace(cascade, label_dropout=True),))
-    entries.append(Experiment("dsn-dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}", dropout, 0, (("2", "DSN + Dropout", "mIoU"),)))
-    last = (len(p.model.blocks),)
-    irnet = replace(initial, phases=(Phase(p.epochs, p.lr, heads=last), replace(cascade, heads=last)))
-    entries.append(Experiment("irnet", "IRNet: the last head alone", irnet, 0, (("2", "IRNet", "mIoU"),), sweep=False))
-    mc = replace(initial, rho=float(BEST_RHO), phases=tuple(
-        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=float(BEST_RHO)) for s in (1, 2, 3)))
-    entries.append(Experiment("mc", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed", mc, 0, (("2", "MC", "mIoU"),)))
-    entries += [Experiment(f"study-{study}", title, best, 0, sweep=False, study=study) for study, title in STUDIES.items()]
-    return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries}
+        entries.append(Experiment(label, f"{row} at rho = {column}", _tuned(p, rho, initial), 0, cells, publish=column in ("1", BEST_RHO)))
+    rho = float(BEST_RHO)
+    best = _tuned(p, rho, initial)
+    dropout = replace(_tuned(p, 1.0, initial, label_dropout=True), dropout_like=best)
+    mc = replace(initial, rho=rho, phases=tuple(
+        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=rho) for s in (1, 2, 3)))
+    return [*entries,
+            Experiment("dsn-dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}", dropout, 0, (("2", "DSN + Dropout", "mIoU"),)),
+            Experiment("irnet", "IRNet: the last head alone", _irnet(p, initial), 0, (("2", "IRNet", "mIoU"),), sweep=False),
+            Experiment("mc", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed", mc, 0, (("2", "MC", "mIoU"),)),
+            *(Experiment(f"study-{study}", title, best, 0, sweep=False, study=study, group="studies") for study, title in STUDIES.items())]
+
+
+def _why(p: Profile) -> list[Experiment]:
+    """LC at the best rho with one thing changed, and the DSN with the same change where it can have it."""
+    initial, rho = _initial(p, p.seeds[0]), float(BEST_RHO)
+    best = _tuned(p, rho, initial)
+    halos = [Experiment(f"lc-halo-{k}", f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)),
+                        0, group="why", control="dsn") for k in (1, 2, 4)]
+    reading = Experiment("lc-dense-read", "LC, windows read the stage's input outside the region", replace(best, model=replace(p.model, reading="dense")),
+                         0, sweep=False, group="why", control="dsn")
+    changes = {"long": ("twice the cascade epochs", {"epochs": 2 * p.cascade_epochs}), "fast": ("four times the learning rate", {"lr": 4 * p.cascade_lr}),
+               "slow": ("a quarter of the learning rate", {"lr": p.cascade_lr / 4}), "bn": ("batch norm not frozen", {"freeze_bn": False})}
+    pairs = [Experiment(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, at, initial, **change), 0, sweep=False, group="why",
+                        control=f"dsn-{key}" if row == "lc" else "dsn")
+             for key, (title, change) in changes.items() for row, at in (("dsn", 1.0), ("lc", rho))]
+    return [*halos, reading, *pairs]
+
+
+def _seeds(p: Profile) -> list[Experiment]:
+    """Initial training, IRNet, DSN, LC and LC with a halo again, from other seeds."""
+    entries, rho = [], float(BEST_RHO)
+    for seed in p.seeds[1:]:
+        initial = _initial(p, seed)
+        best = _tuned(p, rho, initial)
+        runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), f"lc-{BEST_RHO}": best,
+                "lc-halo-2": replace(best, model=replace(p.model, halo=2)), "irnet": _irnet(p, initial)}
+        entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, 0, sweep=False, group="seeds") for name, run in runs.items()]
+    return entries
 
 
 def _minutes(entry: Experiment, p: Profile) -> float:
