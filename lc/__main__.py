@@ -141,6 +141,12 @@ def table(args) -> None:
         print(frame.round(2).to_string(na_rep="-"), end="\n\n")
 
 
+def equivalent(args) -> None:
+    """Show by training in miniature that stale records would come out the same today (writes results/equivalent.json)."""
+    from lc import equivalence
+    print("\n".join(equivalence.check(_resolve(args.profile)[0], args.data)) or "no record is stale")
+
+
 def notebook(args) -> None:
     """Execute one chapter with papermill, parameters checked."""
     from lc import report
@@ -205,6 +211,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--height", type=int, help="rows the network sees (default: what it was trained on)")
     sub.add_argument("--out", type=Path, default=Path("build/predict"))
     add("table", table, "profile").add_argument("table", help="1, 2 or readme")
+    add("equivalent", equivalent, "profile", "data")
     sub = add("notebook", notebook)
     sub.add_argument("name")
     sub.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")

@@ -117,3 +117,17 @@ class Head(nn.Sequential):
             hidden=ConvBN(inputs, width, kernels[0]), dropout=nn.Dropout(dropout), classify=_same_conv(width, num_classes, kernels[1])))
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.zeros_(self.classify.bias)
+
+
+class ASPP(nn.Module):
+    """The head of DeepLab-v2 (Table 6): 3x3 convolutions with four dilations side by side, summed to logits (N, K, H, W)."""
+
+    def __init__(self, inputs: int, num_classes: int, rates: tuple[int, ...] = (6, 12, 18, 24)):
+        super().__init__()
+        self.branches = nn.ModuleList(_same_conv(inputs, num_classes, 3, dilation=rate) for rate in rates)
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(branch(x) for branch in self.branches)

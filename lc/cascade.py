@@ -2,7 +2,6 @@
 
 Shapes: N images, K classes, S stages, h w grid of the label map (stride 8), H W pixels of the image.
 """
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc.backbone import Head, cut_stages, irnet
 from lc.errors import check_rho
 from lc.region import Region
 from lc.region_conv import READINGS, RegionTensor
@@ -89,8 +87,11 @@ class LayerCascade(nn.Module):
 
 
 def upsample(x: Tensor, size: tuple[int, int], stride: int = STRIDE) -> Tensor:
-    """Bilinear (N, K, h, w) -> (N, K, H, W). Cell i sits at pixel stride * i, where "same" strided convolutions put it."""
+    """Bilinear (N, K, h, w) -> (N, K, H, W). Cell i sits at pixel stride * i, where "same" strided convolutions put it.
+    A map that has the size already (some of lc.baselines) stays."""
     h, w = x.shape[2:]
+    if (h, w) == tuple(size):
+        return x
     x = F.interpolate(x, (stride * (h - 1) + 1, stride * (w - 1) + 1), mode="bilinear", align_corners=True)
     x = x[:, :, :size[0], :size[1]]
     return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]), mode="replicate")
@@ -98,16 +99,13 @@ def upsample(x: Tensor, size: tuple[int, int], stride: int = STRIDE) -> Tensor:
 
 def cells_to_pixels(x: Tensor, size: tuple[int, int], stride: int = STRIDE) -> Tensor:
     """Nearest (N, h, w) -> (N, H, W), for masks and stage maps; the same geometry as `upsample`."""
+    if tuple(x.shape[1:]) == tuple(size):
+        return x
     rows, cols = (((torch.arange(n, device=x.device) + stride // 2) // stride).clamp(max=m - 1) for n, m in zip(size, x.shape[1:]))
     return x[:, rows][:, :, cols]
 
 
-def build_irnet_lc(num_classes: int, width: float = 1.0, blocks: tuple[int, int, int] = (5, 10, 5), cut: tuple[int, int] = (3, 5),
-                   head_width: int = 128, head_kernels: tuple[int, int] = (1, 3), reading: str = "zero", halo: int = 0) -> LayerCascade:
-    """IRNet-LC (Fig. 2b): IRNet cut into stages, one head each. Arguments: lc.config.ModelConfig."""
-    stages = cut_stages(irnet(width, blocks), cut)
-    heads, x = [], torch.zeros(1, 3, STRIDE, STRIDE, device="meta")
-    for stage in stages:
-        x = copy.deepcopy(stage).to("meta").eval()(x)  # shapes only
-        heads.append(Head(x.shape[1], num_classes, head_width, head_kernels))
-    return LayerCascade(stages, heads, reading, halo)
+def build_irnet_lc(num_classes: int, **settings) -> LayerCascade:
+    """IRNet-LC (Fig. 2b); settings: lc.networks.build."""
+    from lc.networks import build
+    return build(num_classes, **settings)

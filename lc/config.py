@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from lc.errors import InputError, check_rho
 
 CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "poly"), "balance": ("none", "median"), "amp": ("none", "bf16"),
-           "reading": ("zero", "dense")}
+           "reading": ("zero", "dense"), "head": ("conv", "aspp"),
+           "network": ("irnet", "vgg16", "resnet101", "inception_resnet_v2", "fcn8s", "segnet", "deeplab", "deeplab-v2", "dilation", "crf-rnn")}
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """IRNet-LC. width, blocks: lc.backbone.irnet; cut: cut_stages; reading, halo: LayerCascade; head: channels between
-    the two convolutions and their kernels."""
+    """A network (lc.networks.build). weights: "", imagenet or a file, for networks of timm; width: of all channels; blocks, cut:
+    IRNet's; head: conv (head_width channels between two convolutions of head_kernels) or aspp; reading, halo: LayerCascade."""
+    network: str = "irnet"
+    weights: str = ""
     width: float = 1.0
     blocks: tuple[int, int, int] = (5, 10, 5)
     cut: tuple[int, int] = (3, 5)
+    head: str = "conv"
     head_width: int = 128
     head_kernels: tuple[int, int] = (1, 3)
     reading: str = "zero"
@@ -38,7 +42,8 @@ class Phase:
     """One stretch of training (Sec. 3.3). All methods of Table 2 are settings of these four:
 
     heads: which stages have a loss (1-based); rho: who is handed on while training; stages: which stages learn, the others
-    are fixed; label_dropout: label pixels are dropped at random, per stage, at the rates of `RunConfig.dropout_like`.
+    are fixed; label_dropout: label pixels are dropped at random, per stage, at the rates of `RunConfig.dropout_like`;
+    easy_weight: of a stage's loss on the pixels that were decided before it (0 in the paper; needs a halo that computes them).
     """
     epochs: int = 1
     lr: float = 1e-3
@@ -46,6 +51,7 @@ class Phase:
     rho: float = 1.0
     stages: tuple[int, ...] = (1, 2, 3)
     label_dropout: bool = False
+    easy_weight: float = 0.0
     freeze_bn: bool = False                         # "fixing the values of all parameters in BNs" (Sec. 3.1)
 
 

@@ -5,7 +5,8 @@ initial training and `cascade_epochs` after it. LC, DSN (LC at rho = 1: Sec. 4.1
 initial weights; IRNet and MC, which have no such common start, train from the beginning within one run. MC trains each stage
 for half the epochs: a stage costs less than the network, so this is about the same computing time.
 
-Beside the paper's runs: `why` changes one thing of LC's cascade training at a time, `seeds` repeats the main runs.
+Beside the paper's own runs there are groups: `why` changes one thing of LC's cascade training at a time, `systems` are the
+networks that the paper compares with, `networks` is LC on other backbones, `seeds` repeats the main runs.
 """
 import os
 import shutil
@@ -16,10 +17,14 @@ from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig
 from lc.errors import InputError
 from lc.paper import columns
 
+EVERYWHERE = 10_000  # a halo, in cells, that covers any image
+SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 TIERS = ("smoke", "stand-in", "full")
-STUDIES = {"difficulty": "easy, moderate and extremely hard pixels (Fig. 1)", "context": "what a region reads outside itself",
-           "calibration": "is a confidence of rho right that often", "selection": "who exits: rho per stage, and an oracle"}
+STUDIES = {  # name: the module that holds it, title
+    "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
+    "calibration": ("studies", "is a confidence of rho right that often"), "selection": ("studies", "who exits: rho per stage, and an oracle"),
+    "multiscale": ("options", "flips and three scales at test time (Table 6)"), "crf": ("options", "a fully connected CRF on the result (Table 6)")}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Profile:
     lr: float
     cascade_lr: float
     epoch_seconds: float
+    groups: tuple[str, ...] = ("paper", "studies", "why", "systems", "networks")
     seeds: tuple[int, ...] = (0,)                   # the first is that of all runs; the main ones are repeated with the others
 
 
@@ -67,7 +73,8 @@ PROFILES = {p.name: p for p in (
     Profile("camvid-lite", "stand-in", "2 cores", DataConfig("camvid", scale=0.5),
             ModelConfig(width=0.25, blocks=(2, 3, 2), head_width=64),
             TrainConfig(crop=(180, 240), scales=(0.9, 1.2), balance="median", ema=0.995, weight_decay=0.03),
-            epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=16, seeds=(0, 1)),
+            epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=16,
+            groups=("paper", "studies", "why")),
     Profile("camvid", "stand-in", "one GPU", DataConfig("camvid"), ModelConfig(),
             TrainConfig(crop=(360, 480), scales=(0.75, 1.5), balance="median", ema=0.995, weight_decay=0.03),
             epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6, seeds=(0, 1, 2)),
@@ -97,8 +104,8 @@ def default_profile() -> tuple[str, str]:
 def catalogue(name: str) -> dict[str, Experiment]:
     """Every run of a profile, in the order in which they can be made."""
     p = profile(name)
-    entries = [*_paper(p), *_why(p), *_seeds(p)]
-    return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries}
+    entries = [*_paper(p), *_why(p), *_systems(p), *_networks(p), *_seeds(p)]
+    return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries if e.group in (*p.groups, "seeds")}
 
 
 def _initial(p: Profile, seed: int) -> RunConfig:
@@ -135,7 +142,7 @@ def _paper(p: Profile) -> list[Experiment]:
             Experiment("dsn-dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}", dropout, 0, (("2", "DSN + Dropout", "mIoU"),)),
             Experiment("irnet", "IRNet: the last head alone", _irnet(p, initial), 0, (("2", "IRNet", "mIoU"),), sweep=False),
             Experiment("mc", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed", mc, 0, (("2", "MC", "mIoU"),)),
-            *(Experiment(f"study-{study}", title, best, 0, sweep=False, study=study, group="studies") for study, title in STUDIES.items())]
+            *(Experiment(f"study-{study}", title, best, 0, sweep=False, study=study, group="studies") for study, (_, title) in STUDIES.items())]
 
 
 def _why(p: Profile) -> list[Experiment]:
@@ -151,7 +158,35 @@ def _why(p: Profile) -> list[Experiment]:
     pairs = [Experiment(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, at, initial, **change), 0, sweep=False, group="why",
                         control=f"dsn-{key}" if row == "lc" else "dsn")
              for key, (title, change) in changes.items() for row, at in (("dsn", 1.0), ("lc", rho))]
-    return [*halos, reading, *pairs]
+    everywhere = [Experiment(name, f"LC, later stages compute every cell; easy ones keep {weight:g} of the loss", replace(
+        _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE)), 0, sweep=False, group="why", control="dsn")
+        for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
+    return [*halos, reading, *everywhere, *pairs]
+
+
+def _systems(p: Profile) -> list[Experiment]:
+    """The other systems, trained as long as IRNet is. CRF-RNN starts from FCN-8s, as its authors do, and so gets more."""
+    def run(network: str) -> RunConfig:
+        phases = (Phase(p.epochs, p.lr, heads=(1,)), Phase(p.cascade_epochs, p.cascade_lr, heads=(1,), freeze_bn=True))
+        return replace(_initial(p, p.seeds[0]), model=ModelConfig(network, p.model.weights, p.model.width), phases=phases)
+
+    runs = {network: run(network) for network in ("fcn8s", "segnet", "deeplab", "deeplab-v2", "dilation")}
+    crf_rnn = run("crf-rnn")
+    runs["crf-rnn"] = replace(crf_rnn, phases=crf_rnn.phases[1:], start=runs["fcn8s"])
+    cells = {"segnet": (("3", "SegNet", "mIoU"),), "deeplab-v2": (("3", "DeepLab-v2", "mIoU"),)}
+    return [Experiment(name, f"{SYSTEMS[name]}, the same training", r, 0, cells.get(name, ()), sweep=False, group="systems") for name, r in runs.items()]
+
+
+def _networks(p: Profile) -> list[Experiment]:
+    """LC on other networks of timm, and IRNet-LC with ASPP heads: initial weights, DSN, LC."""
+    entries, rho = [], float(BEST_RHO)
+    models = {name: ModelConfig(name, p.model.weights, p.model.width, head_width=p.model.head_width) for name in ("vgg16", "resnet101")}
+    for name, model in {**models, "aspp": replace(p.model, head="aspp")}.items():
+        initial = replace(_initial(p, p.seeds[0]), model=model)
+        runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), "lc": _tuned(p, rho, initial)}
+        entries += [Experiment(f"{name}-{row}", f"{row} on {name}", run, 0, sweep=row == "lc", group="networks",
+                               control=f"{name}-dsn" if row == "lc" else "") for row, run in runs.items()]
+    return entries
 
 
 def _seeds(p: Profile) -> list[Experiment]:

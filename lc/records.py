@@ -17,10 +17,11 @@ from pathlib import Path
 from lc import paths
 from lc.config import RunConfig
 from lc.errors import InputError
-from lc.experiments import Experiment, catalogue, profile
+from lc.experiments import STUDIES, SYSTEMS, Experiment, catalogue, profile
 
 SCHEMA = 1
-NUMERIC = ("backbone", "cascade", "config", "data", "evaluate", "metrics", "region", "region_conv", "shapes", "train")
+NUMERIC = ("backbone", "cascade", "config", "data", "evaluate", "metrics", "networks", "region", "region_conv", "shapes", "train")
+EQUIVALENT = "results/equivalent.json"  # sources that were shown to compute the same (lc.equivalence)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
 
@@ -38,10 +39,15 @@ class Record:
         return self["experiment"]
 
     @property
+    def source_now(self) -> str:
+        """Hash of the modules that would compute this record today."""
+        return source_hash(*modules(self["config"]["model"].get("network", "irnet"), "study" in self.values and self.experiment))
+
+    @property
     def stale(self) -> str:
-        """Empty, or in words: the code that computes numbers has changed since (both hashes)."""
-        made, now = self["source_hash"], source_hash(*(["studies"] if "study" in self.values else []))
-        return "" if made == now else f"made by source {made}, source now {now}"
+        """Empty, or in words: the code that computes numbers has changed since (both hashes), and was not shown to be equivalent."""
+        made, now = self["source_hash"], self.source_now
+        return "" if now in (made, equivalents().get(made, {}).get("now")) else f"made by source {made}, source now {now}"
 
     @cached_property
     def arrays(self) -> dict:
@@ -138,6 +144,18 @@ def _skeleton(node) -> str:
         return repr(node)
     fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
     return f"{type(node).__name__}({','.join(name + _skeleton(value) for name, value in fields)})"
+
+
+@cache
+def equivalents() -> dict:
+    """Source hashes that were shown to compute what a later source computes: {made: {"now": hash, ...}}."""
+    path = paths.ROOT / EQUIVALENT
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def modules(network: str, study: str | bool = "") -> list[str]:
+    """Modules beside NUMERIC that a run of this network, or this study, depends on."""
+    return [*(["baselines"] if network in SYSTEMS else []), *([STUDIES[study.removeprefix("study-")][0]] if study else [])]
 
 
 def provenance(device: str, *more: str) -> dict:

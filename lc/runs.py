@@ -1,4 +1,5 @@
 """From the catalogue to records: plan what is missing, train it, evaluate it, write it down."""
+import importlib
 import io
 import shutil
 import time
@@ -15,7 +16,7 @@ from lc.config import RunConfig
 from lc.data import SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
-from lc.experiments import Experiment, catalogue, experiment, threads
+from lc.experiments import STUDIES, Experiment, catalogue, experiment, threads
 from lc.paper import columns
 from lc.train import Trainer, load_model, save_weights
 
@@ -70,7 +71,7 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
         return study(entry, root, device)
     train = SegmentationSet(entry.run.data, "train", root)
     splits = {split: SegmentationSet(entry.run.data, split, root) for split in ("val", "test")}
-    made_on = records.provenance(device_name(device))
+    made_on = records.provenance(device_name(device), *records.modules(entry.run.model.network))
     started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
     folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
     start = start_weights(entry.run, root, device, workers)
@@ -103,13 +104,13 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
 
 def study(entry: Experiment, root, device: torch.device) -> records.Record:
     """Evaluate finished weights as lc.studies says, on the validation split, and write a record of that."""
-    from lc.studies import STUDIES
     clock, run = time.perf_counter(), entry.run
     data = SegmentationSet(run.data, "val", root)
     model, dsn = (trained(run.profile, name, device)[0] for name in (_name_of(run), "dsn"))
-    values, arrays = STUDIES[entry.study](model, dsn, data, run.rho)
+    module, _ = STUDIES[entry.study]
+    values, arrays = importlib.import_module(f"lc.{module}").STUDIES[entry.study](model, dsn, data, run.rho)
     record = records.write(entry, {
-        **records.provenance(device_name(device), "studies"), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": run.seed,
+        **records.provenance(device_name(device), module), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": run.seed,
         "of": records.stem(_name_of(run), run), "evaluate_seconds": round(time.perf_counter() - clock, 1), "data": _describe(data), "study": values}, arrays)
     print(f"  {entry.name}: {record['evaluate_seconds']} s; record {record.path.relative_to(paths.ROOT)}", flush=True)
     return record

@@ -17,10 +17,11 @@ from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from lc.cascade import CascadeOutput, LayerCascade, build_irnet_lc, cells_to_pixels, upsample
+from lc.cascade import CascadeOutput, LayerCascade, cells_to_pixels, upsample
 from lc.config import Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet, TrainingSamples, epoch_loader, median_frequency_weights
 from lc.evaluate import evaluate
+from lc.networks import build
 
 
 def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -37,14 +38,17 @@ def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | No
 
 
 def cascade_loss(out: CascadeOutput, label: Tensor, heads: tuple[int, ...], weight: Tensor | None = None,
-                 keep: list[float] | None = None) -> Tensor:
-    """Sum of the stage losses of `heads` (1-based). keep[s]: share of label cells of stage s+1 that survive label dropout."""
+                 keep: list[float] | None = None, easy_weight: float = 0.0) -> Tensor:
+    """Sum of the stage losses of `heads` (1-based). keep[s]: share of label cells of stage s+1 that survive label dropout;
+    easy_weight: lc.config.Phase."""
     total = out.log_probs.new_zeros(())
     for head in heads:
         handed = out.handed[head - 1]
         if keep is not None:
             handed = handed & (torch.rand(handed.shape, device=handed.device) < keep[head - 1])
         total = total + stage_loss(out.fused[head - 1], handed, label, weight)
+        if easy_weight and head > 1:
+            total = total + easy_weight * stage_loss(out.logits[head - 1].float().log_softmax(1), ~out.handed[head - 1], label, weight)
     return total
 
 
@@ -97,9 +101,9 @@ class Trainer:
     def fit(self) -> LayerCascade:
         """Train every phase that is not finished yet; returns the model, in eval mode."""
         torch.manual_seed(self.run.seed)
-        self.model = build_irnet_lc(self.data.num_classes, **asdict(self.run.model))
+        self.model = build(self.data.num_classes, **asdict(self.run.model))
         if self.start is not None:
-            self.model.load_state_dict(self.start)
+            self.model.load_state_dict({**self.model.state_dict(), **self.start})  # what the start lacks (CRF-RNN's head) stays new
         self.amp = autocast_dtype(self.run.train.amp, self.device)
         self.format = training_format(self.amp, self.device)
         self.model.to(self.device, memory_format=self.format)
@@ -150,7 +154,7 @@ class Trainer:
             labels = labels.to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
                 out = self.model(images, phase.rho, depth=max(phase.heads))
-            loss = cascade_loss(out, labels, phase.heads, self.weight, keep)
+            loss = cascade_loss(out, labels, phase.heads, self.weight, keep, phase.easy_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -220,6 +224,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 def load_model(run: RunConfig, num_classes: int, path: Path, device: torch.device | str = "cpu") -> LayerCascade:
     """The cascade of a run with the weights at path, in eval mode."""
-    model = build_irnet_lc(num_classes, **asdict(run.model))
+    model = build(num_classes, **{**asdict(run.model), "weights": ""})
     model.load_state_dict(load_file(path))
     return model.to(device, memory_format=torch.channels_last).eval()

@@ -1,0 +1,61 @@
+"""A record made by other sources holds if, and only if, both compute the same, bit for bit."""
+import shutil
+import subprocess
+
+import pytest
+from conftest import fake_record
+
+from lc import equivalence, paths, records
+from lc.errors import InputError
+
+
+@pytest.fixture
+def forked(tmp_path, monkeypatch):
+    """A repository with today's package in its one commit, and the same files, to be changed, as the tree that is asked."""
+    house = tmp_path / "house"
+    shutil.copytree(paths.ROOT / "lc", house / "lc", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(paths.ROOT / "results", house / "results", ignore=shutil.ignore_patterns("camvid-lite"))
+    for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@t commit -qm first"):
+        subprocess.run(["git", *command.split()], cwd=house, check=True)
+    monkeypatch.setattr(paths, "ROOT", house)
+    records.source_hash.cache_clear(), records.equivalents.cache_clear()
+    yield house
+    records.source_hash.cache_clear(), records.equivalents.cache_clear()
+
+
+def record(house, name="lc-0.985"):
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=house, capture_output=True, text=True).stdout.strip()
+    return fake_record("smoke", name, commit=commit, source_hash=records.source_hash())
+
+
+def edit(house, name, before, after):
+    path = house / "lc" / name
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    records.source_hash.cache_clear()
+
+
+def test_a_refactoring_is_equivalent(forked):
+    """Other source, same numbers: stale before the check, not after, and the proof names the run."""
+    made = record(forked)
+    edit(forked, "train.py", "total = out.log_probs.new_zeros(())", "total = 0 * out.log_probs.new_zeros(())")
+    assert made.stale.startswith(f"made by source {made['source_hash']}")
+    assert "agree bit for bit on 1 runs: lc-0.985" in equivalence.check("smoke", None)[0]
+    assert made.stale == "" and records.equivalents()[made["source_hash"]]["runs"] == [made.path.stem]
+    assert equivalence.check("smoke", None) == []
+
+
+def test_a_change_is_not(forked):
+    """Other numbers: an error that names the run, and the record stays stale."""
+    made = record(forked)
+    edit(forked, "train.py", "total = total + stage_loss(", "total = total + 1.001 * stage_loss(")
+    with pytest.raises(InputError, match="do not compute the same for lc-0.985; remake these runs with"):
+        equivalence.check("smoke", None)
+    assert made.stale and not (forked / records.EQUIVALENT).exists()
+
+
+def test_a_commit_that_is_not_here(forked):
+    """A shallow clone cannot compare."""
+    fake_record("smoke", "dsn", commit="d" * 40, source_hash="f" * 10)
+    with pytest.raises(InputError, match="commit dddddddddd, which made dsn-.* is not in this clone"):
+        equivalence.check("smoke", None)
