@@ -1,4 +1,4 @@
-"""The whole chain in the smoke profile, as make runs it: data, the paper's trainings, those that ask why, four studies, eight notebooks, the book."""
+"""The whole chain in the smoke profile, as make runs it: data, the paper's trainings, those that ask why, the other systems and networks, the studies, eight notebooks, the book."""
 import json
 import os
 import re
@@ -32,7 +32,7 @@ def chain() -> str:
 def test_reproduce_makes_everything(chain):
     """It says first what it does, makes every record, and ends with the path of a book whose pages are all there."""
     lines = chain.splitlines()
-    assert "Profile smoke (asked for)" in lines[0] and "28 of 28 runs are missing" in lines[1] and "minutes" in lines[2]
+    assert "Profile smoke (asked for)" in lines[0] and "47 of 47 runs are missing" in lines[1] and "minutes" in lines[2]
     assert not records.missing("smoke") and not records.bench_missing("smoke")
     book = lines[-1].removeprefix("The book: ")
     assert book.endswith("build/smoke/html/index.html")
@@ -58,7 +58,7 @@ def test_second_time_does_nothing(chain):
     before, clock = index.stat().st_mtime_ns, time.perf_counter()
     run = make("reproduce", "PROFILE=smoke")
     assert run.returncode == 0 and time.perf_counter() - clock < 20
-    assert "All 28 runs have their records" in run.stdout and index.stat().st_mtime_ns == before
+    assert "All 47 runs have their records" in run.stdout and index.stat().st_mtime_ns == before
 
 
 def test_one_deleted_record_reruns_just_that_run(chain):
