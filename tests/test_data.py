@@ -74,12 +74,12 @@ def spoil_label(root, value):
 
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda r: spoil_label(r, 37), r"train_0000.png holds the value 37; CamVid's are 0-10 and 11 = void"),
+    (lambda r: spoil_label(r, 37), r"train_0000.png holds the value 37; CamVid's are 0-11, void is 11"),
     (lambda r: Image.fromarray(np.zeros((8, 24), np.uint8)).save(r / "camvid/trainannot/train_0000.png"),
      r"train_0000.png is \(24, 8\), its image \(24, 16\)"),
     (lambda r: (r / "camvid/train/train_0000.png").write_text("no image"), r"train_0000.png is no image that can be read"),
-    (lambda r: (r / "camvid/train/train_0002.png").unlink(), r"CamVid file listed in train.txt not found: .*train_0002.png"),
-    (lambda r: (r / "camvid/train.txt").unlink(), r"CamVid \(train list\) not found: .*make data PROFILE=camvid-lite"),
+    (lambda r: (r / "camvid/train/train_0002.png").unlink(), r"CamVid file of the train list not found: .*train_0002.png"),
+    (lambda r: (r / "camvid/train.txt").unlink(), r"CamVid \(train list\) not found: .*make data PROFILE=camvid`"),
 ])
 def test_bad_data_is_named(tmp_path, spoil, message):
     """Wrong label value, wrong label size, no image, missing file, missing list: file, rule and next step."""
