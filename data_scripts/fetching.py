@@ -128,6 +128,8 @@ def _members(path: Path) -> Iterator[tuple[str, str, Callable]]:
         with tarfile.open(path) as bundle:
             for entry in bundle:
                 yield entry.name, "file" if entry.isreg() else "folder" if entry.isdir() else "other", lambda entry=entry: bundle.extractfile(entry)
+            while bundle.fileobj.read(2 ** 20):  # up to the check sum of a .tgz, which stands behind the last member
+                pass
     else:
         raise InputError(f"{path} is no readable zip or tar; fetch it again")
 
@@ -237,7 +239,7 @@ def provide(source: Source, root: Path, given: list[Path], urls: list[str]) -> d
     return {**made, "folder": str(folder)}
 
 
-def main(source: Source, description: str) -> int:
+def main(source: Source, description: str, arguments: list[str] | None = None) -> int:
     """Command line of a data script: 0 when the data is there and checked, 2 otherwise."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of the data sets (default: $LC_DATA, else data/)")
@@ -245,7 +247,7 @@ def main(source: Source, description: str) -> int:
     parser.add_argument("--from-archive", type=Path, nargs="+", default=[], metavar="FILE",
                         help=f"use these instead of downloading: {', '.join(a.name for a in source.archives)}, or folders that hold them")
     parser.add_argument("--url", nargs="+", default=[], help="addresses to fetch from instead, in the same order")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     root = paths.data_root(args.data)
     try:
         manifest = provide(source, root, args.from_archive, args.url)

@@ -6,6 +6,7 @@ Made: <data>/voc12/ with JPEGImages/, SegmentationClassAug/ (21 classes, 255 = v
 """
 import hashlib
 import sys
+import zlib
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from fetching import Archive, Source, main, unpack
 from lc import paths
 from lc.data import SPECS
+from lc.errors import InputError
 
 LARGEST = 6 * 10 ** 9  # bytes that one archive may unpack to
 VOC_KEEP = ("JPEGImages/*.jpg", "SegmentationClass/*.png", "ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/val.txt")
@@ -61,7 +63,11 @@ def _take(source: Path, target: Path) -> None:
 
 def convert(source: Path, target: Path) -> None:
     """An SBD annotation (.mat, GTcls.Segmentation, values 0-20) as a palette PNG."""
-    mask = loadmat(paths.need(source, "SBD annotation", "benchmark.tgz is incomplete: fetch it again"))["GTcls"][0, 0]["Segmentation"]
+    paths.need(source, "SBD annotation", "benchmark.tgz is incomplete: fetch it again")
+    try:
+        mask = loadmat(source)["GTcls"][0, 0]["Segmentation"]
+    except (KeyError, IndexError, ValueError, zlib.error) as error:
+        raise InputError(f"{source.name} of benchmark.tgz holds no GTcls.Segmentation ({error}); fetch it again") from None
     image = Image.fromarray(mask.astype("uint8"))
     image.putpalette([value for colour in SPECS["voc12"].palette for value in colour])
     image.save(target)
