@@ -38,6 +38,7 @@ class Profile:
     cascade_lr: float
     epoch_seconds: float
     seeds: tuple[int, ...] = (0,)                   # the first is that of all runs; the main ones are repeated with the others
+    freeze_bn: bool = False                         # also in initial training, which then needs pretrained weights
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ PROFILES = {p.name: p for p in (
     # epoch_seconds: 6 x 132 GMAC an image at 60 TFLOP/s and some loss, an estimate.
     Profile("voc12", "full", "one GPU of 24 GB or more", DataConfig("voc12"), ModelConfig(),
             TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(512, 512), scales=(0.5, 1.5)),
-            epochs=19, cascade_epochs=6, lr=1e-3, cascade_lr=2.5e-4, epoch_seconds=180),
+            epochs=19, cascade_epochs=6, lr=1e-3, cascade_lr=2.5e-4, epoch_seconds=180, freeze_bn=True),
     # As voc12, but crops of 768 (DeepLab-v3's 769, on a grid of 8 pixels) and 67 epochs, which are 20,000 steps of 10 images (DeepLab-v2, Sec. 4.4).
     Profile("cityscapes", "full", "one GPU of 48 GB or more", DataConfig("cityscapes"), ModelConfig(),
             TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(768, 768), scales=(0.5, 1.5)),
-            epochs=67, cascade_epochs=22, lr=1e-3, cascade_lr=2.5e-4, epoch_seconds=110),
+            epochs=67, cascade_epochs=22, lr=1e-3, cascade_lr=2.5e-4, epoch_seconds=110, freeze_bn=True),
 )}
 
 
@@ -110,7 +111,7 @@ def catalogue(name: str) -> dict[str, Experiment]:
 
 
 def _initial(p: Profile, seed: int) -> RunConfig:
-    return RunConfig(p.name, p.data, p.model, p.train, (Phase(p.epochs, p.lr),), seed=seed)
+    return RunConfig(p.name, p.data, p.model, p.train, (Phase(p.epochs, p.lr, freeze_bn=p.freeze_bn),), seed=seed)
 
 
 def _tuned(p: Profile, rho: float, initial: RunConfig, **phase) -> RunConfig:
@@ -121,7 +122,7 @@ def _tuned(p: Profile, rho: float, initial: RunConfig, **phase) -> RunConfig:
 
 def _irnet(p: Profile, initial: RunConfig) -> RunConfig:
     last = (len(p.model.blocks),)
-    return replace(initial, phases=(Phase(p.epochs, p.lr, heads=last), Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
+    return replace(initial, phases=(Phase(p.epochs, p.lr, heads=last, freeze_bn=p.freeze_bn), Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
 
 
 def _paper(p: Profile) -> list[Experiment]:
@@ -138,7 +139,7 @@ def _paper(p: Profile) -> list[Experiment]:
     best = _tuned(p, rho, initial)
     dropout = replace(_tuned(p, 1.0, initial, label_dropout=True), dropout_like=best)
     mc = replace(initial, rho=rho, phases=tuple(
-        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=rho) for s in (1, 2, 3)))
+        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=rho, freeze_bn=p.freeze_bn) for s in (1, 2, 3)))
     return [*entries,
             Experiment("dsn-dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}", dropout, 0, (("2", "DSN + Dropout", "mIoU"),)),
             Experiment("irnet", "IRNet: the last head alone", _irnet(p, initial), 0, (("2", "IRNet", "mIoU"),), sweep=False),
