@@ -25,19 +25,20 @@ def prepare(archives: list[Path], folder: Path) -> dict:
     """Unpack images and label ids; the number of files from each archive."""
     counts = {archive.name: unpack(archive, folder, _place, LARGEST) for archive in archives}
     for name in (name for name, count in counts.items() if not count):
-        raise InputError(f"{name} holds none of {', '.join(KEEP)}: it is another archive; fetch it from https://www.cityscapes-dataset.com/downloads/")
+        raise InputError(f"{name} holds none of {', '.join(KEEP)}: another archive; fetch it from https://www.cityscapes-dataset.com/downloads/")
     return {"files": counts}
 
 
 def official(archive: Archive, downloads: Path) -> Path:
     """The archive through the official downloader, which asks for the user's account; InputError with the steps if it is not here."""
     tool = shutil.which("csDownload") or shutil.which("csDownload", path=Path(sys.executable).parent)
-    if tool and subprocess.run([tool, "-r", "-d", str(downloads), archive.name]).returncode == 0 and (downloads / archive.name).exists():
-        return downloads / archive.name
+    target = downloads / archive.name
+    if tool and subprocess.run([tool, "-r", "-d", str(downloads), archive.name]).returncode == 0 and target.exists():
+        return target
     names = " ".join(a.name for a in CITYSCAPES.archives)
     raise InputError(f"{archive.name} is not in {downloads} and {'csDownload failed' if tool else 'needs an account'}: register at "
-                     f"https://www.cityscapes-dataset.com/register/, download {names}, then --from-archive {names} (with make: ARCHIVES='{names}'); or "
-                     "install cityscapesscripts and run again")
+                     f"https://www.cityscapes-dataset.com/register/, download {names}, then --from-archive {names} (with make: ARCHIVES='{names}'); "
+                     "or install cityscapesscripts and run again")
 
 
 CITYSCAPES = Source(

@@ -31,6 +31,7 @@ from lc.errors import InputError
 
 CHUNK = 64 * 2 ** 10  # bytes; what a broken line may cost
 TRIES = 5             # attempts on one mirror that bring no new byte
+OTHER_DISK = "free some space, or point LC_DATA (or --data) at another disk"
 PAUSE = 1.0           # seconds before the second attempt, doubled before each further one
 
 
@@ -58,7 +59,7 @@ def need_space(folder: Path, size: int) -> None:
     """InputError unless `size` bytes are free in folder."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise InputError(f"{folder} has {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB are needed; free some, or point LC_DATA (or --data) at another disk")
+        raise InputError(f"{folder} has {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB are needed; {OTHER_DISK}")
 
 
 def sha256(path: Path) -> str:
@@ -82,7 +83,8 @@ def download(archive: Archive, folder: Path, urls: tuple[str, ...]) -> Path:
             part.unlink()
             continue
         return part.rename(folder / archive.name)
-    raise InputError(f"download of {archive.name} failed ({'; '.join(failures)}); run again to go on, or fetch it in a browser, then --from-archive FILE")
+    raise InputError(f"download of {archive.name} failed ({'; '.join(failures)}); run again to go on, or fetch it in a browser, then "
+                     "--from-archive FILE")
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -111,7 +113,8 @@ def _stream(url: str, part: Path, have: int) -> None:
         have = have if reply.status_code == 206 else 0  # this server does not resume
         left = int(reply.headers.get("Content-Length", 0))
         need_space(part.parent, left)
-        with open(part, "ab" if have else "wb") as out, tqdm(desc=part.name, total=have + left or None, initial=have, unit="B", unit_scale=True, disable=None) as bar:
+        with open(part, "ab" if have else "wb") as out, \
+                tqdm(desc=part.name, total=have + left or None, initial=have, unit="B", unit_scale=True, disable=None) as bar:
             for chunk in reply.iter_content(CHUNK):
                 out.write(chunk)
                 bar.update(len(chunk))
@@ -192,8 +195,8 @@ def check_sum(path: Path, archive: Archive, note: Path) -> str:
     """The SHA-256 of an archive; InputError if it is not the published one, or the one in `note`."""
     found, expected = sha256(path), archive.sha256 or (note.read_text().split()[0] if note.exists() else "")
     if expected and found != expected:
-        raise InputError(f"{path} has SHA-256 {found}, {'published' if archive.sha256 else f'{note} (noted on first use)'} is {expected}: damaged, or "
-                         f"another version; delete it{'' if archive.sha256 else ' (or the note, if the new one is right)'} and run again")
+        whose, choice = ("published", "") if archive.sha256 else (f"{note} (noted on first use)", " (or the note, if the new one is right)")
+        raise InputError(f"{path} has SHA-256 {found}, {whose} is {expected}: damaged, or another version; delete it{choice} and run again")
     return found
 
 
@@ -205,7 +208,8 @@ def check(source: Source, root: Path) -> dict:
         if len(data) != expected:
             raise InputError(f"{data.spec.title}'s {split} list holds {len(data)} images, it should hold {expected}; fetch the archives again")
         with ThreadPoolExecutor() as pool:
-            sizes = list(tqdm(pool.map(lambda i: data.decode(i)[1].shape, range(len(data))), desc=f"checking {split}", total=len(data), unit="image", disable=None))
+            shapes = pool.map(lambda i: data.decode(i)[1].shape, range(len(data)))
+            sizes = list(tqdm(shapes, desc=f"checking {split}", total=len(data), unit="image", disable=None))
         splits[split] = {"images": len(data), "smallest": [min(side) for side in zip(*sizes)], "largest": [max(side) for side in zip(*sizes)],
                          "sha256": data.fingerprint()}
     return splits
@@ -256,7 +260,7 @@ def main(source: Source, description: str, arguments: list[str] | None = None) -
         print(f"{source.name}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{source.name}: writing below {root} failed ({error}); free some space, or point LC_DATA (or --data) at another disk", file=sys.stderr)
+        print(f"{source.name}: writing below {root} failed ({error}); {OTHER_DISK}", file=sys.stderr)
         return 2
     counts = "/".join(str(split["images"]) for split in manifest["splits"].values())
     print(f"{source.name}: {counts} images checked in {manifest['folder']}; manifest {args.manifest}\n{source.terms}")

@@ -81,8 +81,8 @@ SBD = Archive("benchmark.tgz", tuple(f"{site}/Research/Projects/CS/vision/groupi
     "https://www2.eecs.berkeley.edu", "http://www.eecs.berkeley.edu")), "6a5a2918d5c73ce032fdeba876574d150d9d04113ab87540a1304cbcc715be53")
 VOC12 = Source(
     "voc12", (VOC, SBD),
-    "VOC 2012: the images are from Flickr and under its terms of use; for research. Cite: Everingham, Van Gool, Williams, Winn, Zisserman, The PASCAL "
-    "visual object classes (VOC) challenge, IJCV 2010. SBD: for research. Cite: Hariharan, Arbelaez, Bourdev, Maji, Malik, Semantic contours from "
+    "VOC 2012: the images are from Flickr and under its terms of use; for research. Cite: Everingham, Van Gool, Williams, Winn, Zisserman, The "
+    "PASCAL visual object classes (VOC) challenge, IJCV 2010. SBD: for research. Cite: Hariharan, Arbelaez, Bourdev, Maji, Malik, Semantic contours from "
     "inverse detectors, ICCV 2011.", prepare, needs=6 * 10 ** 9)
 
 if __name__ == "__main__":

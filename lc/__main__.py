@@ -193,9 +193,10 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, call, *options: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=call.__doc__.split("\n")[0], description=call.__doc__)
         sub.set_defaults(call=call)
+        workers = min(16, experiments.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
         shared = {"profile": dict(help="one of " + ", ".join(experiments.PROFILES)), "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
-                  "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"), "workers": dict(type=int, default=min(16, experiments.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0,
-                                  help="loader processes (default: up to 16 with a GPU, none without)")}
+                  "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),
+                  "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)")}
         for option in options:
             sub.add_argument(f"--{option}", **shared[option])
         return sub

@@ -142,7 +142,8 @@ def _items(spec: Spec, folder: Path, split: str) -> list[tuple[Path, Path]]:
         start, end = spec.image.format(split=split, city="*", name="*").rsplit("*", 1)
         paths.need(folder / start.partition("*")[0], f"{spec.title} ({split} images)", step)
         names = sorted(path.name.removesuffix(end) for path in folder.glob(f"{start}*{end}"))
-    items = [tuple(folder / place.format(split=split, name=name, city=name.partition("_")[0]) for place in (spec.image, spec.label)) for name in names]
+    items = [tuple(folder / place.format(split=split, name=name, city=name.partition("_")[0]) for place in (spec.image, spec.label))
+             for name in names]
     for path in (path for item in items for path in item):
         paths.need(path, f"{spec.title} file of the {split} list", "the archive is incomplete: unpack it again")
     return items
@@ -155,8 +156,8 @@ def _read(spec: Spec, values: np.ndarray, image_path: Path, label_path: Path) ->
                          "they must be of one size, the label one byte per pixel; unpack the archive again")
     classes = values[label]
     if classes.min() < 0:
-        raise InputError(f"label {label_path} holds the value {label[classes < 0].max()}; {spec.title}'s are "
-                         f"0-{np.flatnonzero(values[:IGNORE] >= 0).max()}, void is {', '.join(map(str, spec.void))}: this is another archive, or a damaged one")
+        raise InputError(f"label {label_path} holds the value {label[classes < 0].max()}; {spec.title}'s are 0-"
+                         f"{np.flatnonzero(values[:IGNORE] >= 0).max()}, void is {', '.join(map(str, spec.void))}: another archive, or a damaged one")
     return image, classes.astype(np.uint8)
 
 

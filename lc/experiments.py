@@ -74,8 +74,8 @@ PROFILES = {p.name: p for p in (
             epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6, seeds=(0, 1, 2)),
     # The paper's own. It says: 512x512, mini-batches of 8, batch norm fixed (Sec. 3.1), SGD (Sec. 3.3), rho 0.985 (Sec. 4.1), 10,582/1,449 images of
     # VOC and 2,975/500 finely annotated ones of Cityscapes (Sec. 4). Where it is silent, DeepLab: poly rate of power 0.9, 20,000 steps of 10 images =
-    # 19 epochs, random scales 0.5-1.5, weight decay 5e-4, momentum 0.9, no class weights (DeepLab-v2, Sec. 4.1); mirroring, and the rate 1e-3 for fixed
-    # batch norm at stride 8 (DeepLab-v3, Sec. 4.1); cascade training at v2's 2.5e-4. Ours: a third of the epochs for cascade training.
+    # 19 epochs, random scales 0.5-1.5, weight decay 5e-4, momentum 0.9, no class weights (DeepLab-v2, Sec. 4.1); mirroring, and the rate 1e-3 for
+    # fixed batch norm at stride 8 (DeepLab-v3, Sec. 4.1); cascade training at v2's 2.5e-4. Ours: a third of the epochs for cascade training.
     # epoch_seconds: 6 x 132 GMAC an image at 60 TFLOP/s and some loss, an estimate.
     Profile("voc12", "full", "one GPU of 24 GB or more", DataConfig("voc12"), ModelConfig(),
             TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(512, 512), scales=(0.5, 1.5)),
@@ -122,7 +122,8 @@ def _tuned(p: Profile, rho: float, initial: RunConfig, **phase) -> RunConfig:
 
 def _irnet(p: Profile, initial: RunConfig) -> RunConfig:
     last = (len(p.model.blocks),)
-    return replace(initial, phases=(Phase(p.epochs, p.lr, heads=last, freeze_bn=p.freeze_bn), Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
+    return replace(initial, phases=(Phase(p.epochs, p.lr, heads=last, freeze_bn=p.freeze_bn),
+                                    Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
 
 
 def _paper(p: Profile) -> list[Experiment]:

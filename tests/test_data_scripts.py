@@ -32,6 +32,7 @@ import fetching  # noqa: E402
 import voc12  # noqa: E402
 
 SOURCES = {"camvid": camvid.CAMVID, "voc12": voc12.VOC12, "cityscapes": cityscapes.CITYSCAPES}
+SBD = "benchmark_RELEASE/dataset"
 CITIES = {"train": ("aachen", "bochum"), "val": ("frankfurt",)}
 MASKS = paths.data_root() / "voc12_aug_masks.tar.xz"
 MASKS = MASKS if MASKS.exists() else paths.ROOT.parent / "shared/data/voc12_aug_masks.tar.xz"
@@ -93,7 +94,7 @@ def as_tar(files: dict[str, bytes | tarfile.TarInfo], mode: str = "w") -> bytes:
 
 def sbd(mask: np.ndarray) -> bytes:
     packed = io.BytesIO()
-    savemat(packed, {"GTcls": {"Segmentation": mask.astype(np.uint8), "Boundaries": np.zeros(3), "CategoriesPresent": np.unique(mask)}}, do_compression=True)
+    savemat(packed, {"GTcls": {"Segmentation": mask.astype(np.uint8), "Boundaries": np.zeros(3)}}, do_compression=True)
     return packed.getvalue()
 
 
@@ -109,9 +110,9 @@ def voc_files(masks: dict[str, np.ndarray], train: list[str], val: list[str], sb
     tar |= {f"{voc}/ImageSets/Segmentation/train.txt": listed(train), f"{voc}/ImageSets/Segmentation/val.txt": listed(val),
             f"{voc}/ImageSets/Main/train.txt": b"other", f"{voc}/Annotations/a.xml": b"<a/>", f"{voc}/SegmentationObject/{train[0]}.png": b"x"}
     known = {n: np.where(masks[n] == 255, 0, masks[n]) for n in (*sbd_train, *sbd_val)}
-    base = "benchmark_RELEASE/dataset"
-    tgz = {f"{base}/cls/{n}.mat": sbd(known[n]) for n in known} | {f"{base}/img/{n}.jpg": b"x" for n in known} | {f"{base}/inst/{n}.mat": b"x" for n in known}
-    return tar, tgz | {f"{base}/train.txt": listed(sbd_train), f"{base}/val.txt": listed(sbd_val)}
+    tgz = {f"{SBD}/{place}": content for n in known for place, content in (
+        (f"cls/{n}.mat", sbd(known[n])), (f"img/{n}.jpg", b"x"), (f"inst/{n}.mat", b"x"))}
+    return tar, tgz | {f"{SBD}/train.txt": listed(sbd_train), f"{SBD}/val.txt": listed(sbd_val)}
 
 
 def small_voc() -> tuple[dict, dict]:
@@ -178,7 +179,7 @@ def nothing_left(root: Path, name: str) -> bool:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_from_download_to_evaluation(name, tmp_path, server, small, house, monkeypatch, capsys):
-    """Archives of the true layout, on a line that breaks twice: fetched, checked, prepared, trained for two steps, evaluated; a second call fetches nothing."""
+    """Archives of the true layout, on a line that breaks twice: fetched, checked, prepared, trained for two steps, evaluated; again: nothing to fetch."""
     made = archives(name, tmp_path)
     server.files |= {f"/{file}": content for file, content in made.items()}
     server.cuts += [len(next(iter(made.values()))) // 3] * 2
@@ -192,7 +193,8 @@ def test_from_download_to_evaluation(name, tmp_path, server, small, house, monke
     assert {split: s["images"] for split, s in manifest["splits"].items()} == SPECS[name].counts and "Cite:" in (folder / "LICENCE.txt").read_text()
     assert "Cite:" in printed and printed.count("noted in") == len(made)
     for file, content in made.items():
-        assert manifest["archives"][file]["sha256"] == hashlib.sha256(content).hexdigest() == (tmp_path / f"data/downloads/{file}.sha256").read_text().split()[0]
+        noted = (tmp_path / f"data/downloads/{file}.sha256").read_text().split()[0]
+        assert manifest["archives"][file]["sha256"] == hashlib.sha256(content).hexdigest() == noted
     server.files.clear()
     assert script(name, *arguments) == 0 and len(server.log) == 2 + len(made)
 
@@ -209,12 +211,14 @@ def test_voc_masks_and_lists(tmp_path, small):
     assert prepared("voc12", tmp_path) == 0
     folder, (tar, tgz) = tmp_path / "data/voc12", small_voc()
     names = [f"2007_{i:06d}" for i in range(7)]
-    assert (folder / "trainaug.txt").read_text().split() == [names[i] for i in (0, 1, 4, 5, 6)] and (folder / "val.txt").read_text().split() == names[2:4]
+    assert (folder / "trainaug.txt").read_text().split() == [names[i] for i in (0, 1, 4, 5, 6)]
+    assert (folder / "val.txt").read_text().split() == names[2:4]
     assert (folder / "SegmentationClassAug" / f"{names[0]}.png").read_bytes() == tar[f"VOCdevkit/VOC2012/SegmentationClass/{names[0]}.png"]
     train = SegmentationSet(DataConfig("voc12"), "train", tmp_path / "data")
     shapes = {train.name(i): train.read(i)[1] for i in range(5)}
     assert {255} & set(np.unique(shapes[names[1]])) and set(np.unique(shapes[names[4]])) == {0, 1, 20} and shapes[names[6]].shape == (94, 90)
-    assert sorted(p.name for p in folder.iterdir()) == ["JPEGImages", "LICENCE.txt", "SegmentationClassAug", "manifest.json", "trainaug.txt", "val.txt"]
+    assert {p.name for p in folder.iterdir()} == {"JPEGImages", "LICENCE.txt", "SegmentationClassAug", "manifest.json", "trainaug.txt", "val.txt"}
+    assert len(list((folder / "JPEGImages").iterdir())) == len(list((folder / "SegmentationClassAug").iterdir())) == 7
     assert json.loads((folder / "manifest.json").read_text())["prepared"]["masks"] == {"VOC": 4, "SBD": 3}
     with pytest.raises(InputError, match="VOC 2012 has no labels of a split 'test'; its splits: train, val"):
         SegmentationSet(DataConfig("voc12"), "test", tmp_path / "data")
@@ -230,7 +234,8 @@ def test_voc_with_real_masks(tmp_path, small, monkeypatch):
     own = [n for n in lists["trainaug"] if (masks[n] == 255).any()]
     tar, tgz = voc_files(masks, own, lists["val"], [*lists["trainaug"], lists["val"][0]], [])
     monkeypatch.setitem(SPECS, "voc12", replace(SPECS["voc12"], counts={"train": len(lists["trainaug"]), "val": len(lists["val"])}))
-    assert 0 < len(own) < len(lists["trainaug"]) and prepared("voc12", tmp_path, lambda made: dict(zip(made, (as_tar(tar), as_tar(tgz, "w:gz"))))) == 0
+    assert 0 < len(own) < len(lists["trainaug"])
+    assert prepared("voc12", tmp_path, lambda made: dict(zip(made, (as_tar(tar), as_tar(tgz, "w:gz"))))) == 0
     for split, names in lists.items():
         data = SegmentationSet(DataConfig("voc12"), {"trainaug": "train"}.get(split, split), tmp_path / "data")
         assert [data.name(i) for i in range(len(data))] == names
@@ -238,11 +243,12 @@ def test_voc_with_real_masks(tmp_path, small, monkeypatch):
 
 
 def test_cityscapes_label_ids(tmp_path, small):
-    """Label ids become the 19 classes as the official list has them, everything else is ignored; test images are kept, and named without their ending."""
+    """Label ids become the 19 classes as the official list has them, all else is ignored; test images are kept; names have no ending."""
     assert prepared("cityscapes", tmp_path) == 0
     data = SegmentationSet(DataConfig("cityscapes"), "val", tmp_path / "data")
     raw, (_, label) = np.array(Image.open(data.items[0][1])), data.read(0)
-    assert data.name(0) == "frankfurt_000000_000019" and {(7, 0), (26, 13), (33, 18), (0, 255), (29, 255)} <= set(zip(raw.ravel().tolist(), label.ravel().tolist()))
+    pairs = set(zip(raw.ravel().tolist(), label.ravel().tolist()))
+    assert data.name(0) == "frankfurt_000000_000019" and {(7, 0), (26, 13), (33, 18), (0, 255), (29, 255)} <= pairs and len(pairs) == 34
     assert np.unique(label).tolist() == [*range(19), 255] and (tmp_path / "data/cityscapes/leftImg8bit/test/berlin").exists()
     assert not list((tmp_path / "data/cityscapes").rglob("*color*"))
 
@@ -266,12 +272,14 @@ def flipped(file: str):
     ("voc12", without("cls/2007_000005"), "2007_000005.mat does not exist; benchmark.tgz is incomplete"),
     ("voc12", without("Segmentation/val.txt"), "val.txt does not exist; an archive is incomplete"),
     ("voc12", flipped("benchmark.tgz"), "benchmark.tgz is damaged"),
-    ("voc12", lambda made: made | {"benchmark.tgz": as_tar(small_voc()[1] | {"benchmark_RELEASE/dataset/cls/2007_000005.mat": b"no mat" * 99}, "w:gz")},
+    ("voc12", lambda made: made | {"benchmark.tgz": as_tar(small_voc()[1] | {f"{SBD}/cls/2007_000005.mat": b"no mat" * 99}, "w:gz")},
      "2007_000005.mat of benchmark.tgz holds no GTcls.Segmentation"),
     ("cityscapes", flipped("leftImg8bit_trainvaltest.zip"), "leftImg8bit_trainvaltest.zip is damaged"),
     ("cityscapes", lambda made: {k: as_zip({"a/b.txt": b"b"}) for k in made}, "holds none of leftImg8bit"),
-    ("cityscapes", lambda made: made | {"leftImg8bit_trainvaltest.zip": as_zip(dict(list(small_cityscapes()[0].items())[:5]))}, "train list holds 3 images, it should hold 4"),
-    ("cityscapes", lambda made: made | {"gtFine_trainvaltest.zip": as_zip(dict(list(small_cityscapes()[1].items())[4:]))}, "aachen_000000_000019_gtFine_labelIds.png does not exist"),
+    ("cityscapes", lambda made: made | {"leftImg8bit_trainvaltest.zip": as_zip(dict(list(small_cityscapes()[0].items())[:5]))},
+     "train list holds 3 images, it should hold 4"),
+    ("cityscapes", lambda made: made | {"gtFine_trainvaltest.zip": as_zip(dict(list(small_cityscapes()[1].items())[4:]))},
+     "aachen_000000_000019_gtFine_labelIds.png does not exist"),
     ("camvid", lambda made: {"a.zip": as_zip({"x/other.txt": b"o"})}, "is not the CamVid archive: no CamVid folder"),
     ("camvid", lambda made: {"a.zip": b"nothing"}, "is no readable zip"),
     ("camvid", lambda made: {"a.zip": as_zip({"x/CamVid/../../evil.png": b"e"})}, "a path with .."),
@@ -299,10 +307,12 @@ def zip_link(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("content, message", [
-    (as_tar({"../evil": b"e"}), "'../evil' is a path with .."), (as_tar({"a/../../evil": b"e"}), "a path with .."), (as_tar({"/evil": b"e"}), "or from the root"),
+    (as_tar({"../evil": b"e"}), "'../evil' is a path with .."), (as_tar({"a/../../evil": b"e"}), "a path with .."),
+    (as_tar({"/evil": b"e"}), "or from the root"),
     (as_zip({"..\\evil": b"e"}), "a path with .."), (as_tar({"evil": link("evil", tarfile.SYMTYPE, "/etc/passwd")}), "'evil' is a link"),
-    (as_tar({"evil": link("evil", tarfile.LNKTYPE, "../evil")}), "'evil' is a link"), (as_tar({"evil": link("evil", tarfile.FIFOTYPE, "")}), "a device"),
-    (zip_link("evil"), "'evil' is a link"), (as_zip({"a": b"x" * 600, "b": b"x" * 600}), "over 1000 bytes"), (as_tar({"a": b"x" * 1001}), "over 1000 bytes")])
+    (as_tar({"evil": link("evil", tarfile.LNKTYPE, "../evil")}), "'evil' is a link"), (zip_link("evil"), "'evil' is a link"),
+    (as_tar({"evil": link("evil", tarfile.FIFOTYPE, "")}), "a device"),
+    (as_zip({"a": b"x" * 600, "b": b"x" * 600}), "over 1000 bytes"), (as_tar({"a": b"x" * 1001}), "over 1000 bytes")])
 def test_unsafe_archives_are_refused(content, message, tmp_path):
     """Nothing outside the folder, no links or devices, no more bytes than allowed."""
     (tmp_path / "a").write_bytes(content)
@@ -402,13 +412,13 @@ def test_changed_folder_is_named(tmp_path, small, capsys):
 
 
 def test_cityscapes_says_what_to_do(tmp_path, small, monkeypatch, capsys):
-    """Without the archives: where to register, what to fetch, how to go on. With the official downloader: it is asked. A folder of archives will do."""
+    """Without the archives: where to register, what to fetch, how to go on. With the official downloader: it is asked. Or a folder of archives."""
     monkeypatch.setattr(cityscapes.shutil, "which", lambda *a, **k: None)
     arguments = ("--data", tmp_path / "data", "--manifest", tmp_path / "m.json")
     assert script("cityscapes", *arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(text in error for text in (
-        "https://www.cityscapes-dataset.com/register/", "--from-archive leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip", "install cityscapesscripts"))
+        "https://www.cityscapes-dataset.com/register/", "--from-archive leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip", "cityscapesscripts"))
     (tmp_path / "fetched").mkdir()
     for file, content in archives("cityscapes", tmp_path).items():
         (tmp_path / "fetched" / file).write_bytes(content)

@@ -24,9 +24,9 @@ def guesses(kind: str, monkeypatch) -> tuple[list, list]:
         label = rng.integers(0, classes, (20 + i, 30)).astype(np.uint8)
         label[:2] = IGNORE
         samples.append((name, np.full((20 + i, 30, 3), i, np.uint8), label))
-    made = {i: np.where(rng.random(s[2].shape) < 0.5, s[2], rng.integers(0, classes - 1, s[2].shape)).astype(np.uint8) % classes for i, s in enumerate(samples)}
+    made = [(np.where(rng.random(label.shape) < 0.5, label, rng.integers(0, classes - 1, label.shape)) % classes).astype(np.uint8) for *_, label in samples]
     monkeypatch.setattr(export, "predict", lambda model, image, rho: SimpleNamespace(labels=made[int(image[0, 0, 0])]))
-    return samples, list(made.values())
+    return samples, made
 
 
 def members(archive) -> dict[str, bytes]:
@@ -38,7 +38,8 @@ def members(archive) -> dict[str, bytes]:
         return {m.name: bundle.extractfile(m).read() for m in bundle if m.isfile()}
 
 
-@pytest.mark.parametrize("kind, place, mode", [("voc", "results/VOC2012/Segmentation/comp6_val_cls/{}.png", "P"), ("cityscapes", "results/{}_labelIds.png", "L")])
+@pytest.mark.parametrize("kind, place, mode", [
+    ("voc", "results/VOC2012/Segmentation/comp6_val_cls/{}.png", "P"), ("cityscapes", "results/{}_labelIds.png", "L")])
 def test_layout_and_content(kind, place, mode, tmp_path, monkeypatch):
     """The server's folders and names, one byte per pixel, VOC's palette or Cityscapes' label ids; nothing of an earlier call is packed."""
     samples, made = guesses(kind, monkeypatch)
@@ -67,20 +68,22 @@ def test_miou_is_that_of_the_cityscapes_scripts(tmp_path, monkeypatch):
     """The official evaluation of the packed PNGs against label ids gives the mIoU, the IoU of every class, and finds every file by its name."""
     official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     labels = pytest.importorskip("cityscapesscripts.helpers.labels")
-    assert {l.id: l.trainId for l in labels.labels if l.id >= 0} == {i: c for i, c in enumerate(SPECS["cityscapes"].values()[:34])}
-    assert [(l.name, l.color) for l in sorted(labels.labels, key=lambda l: l.trainId) if 0 <= l.trainId < 19] == list(zip(SPECS["cityscapes"].names, SPECS["cityscapes"].palette))
+    spec, classes = SPECS["cityscapes"], [labels.trainId2label[k] for k in range(19)]
+    assert {l.id: l.trainId for l in labels.labels if l.id >= 0} == dict(enumerate(spec.values()[:34]))
+    assert [(l.name, l.color) for l in classes] == list(zip(spec.names, spec.palette))
     samples, made = guesses("cityscapes", monkeypatch)
-    ids, truth = np.array(SPECS["cityscapes"].ids), []
+    ids, truth = np.array(spec.ids), []
     for name, _, label in samples:
         truth.append(str(tmp_path / f"{name}_gtFine_labelIds.png"))
         Image.fromarray(np.where(label == IGNORE, 3, ids[label.clip(max=18)]).astype(np.uint8)).save(truth[-1])
-    archive, miou = export.export("cityscapes", "val", samples, None, SPECS["cityscapes"], 0.985, tmp_path / "out")
+    archive, miou = export.export("cityscapes", "val", samples, None, spec, 0.985, tmp_path / "out")
     args = official.args
-    args.predictionPath, args.predictionWalk, args.evalInstLevelScore, args.quiet, args.JSONOutput = str(tmp_path / "out/results"), None, False, True, False
+    args.predictionPath, args.predictionWalk = str(tmp_path / "out/results"), None
+    args.evalInstLevelScore, args.quiet, args.JSONOutput = False, True, False
     scores = official.evaluateImgLists([official.getPrediction(args, file) for file in truth], truth, args)
     assert miou == pytest.approx(scores["averageScoreClasses"], abs=1e-12) and 0.2 < miou < 0.6
     counts = sum(metrics.confusion(s[2], m, 19) for s, m in zip(samples, made))
-    assert metrics.iou(counts) == pytest.approx([scores["classScores"][name] for name in SPECS["cityscapes"].names], nan_ok=True)
+    assert metrics.iou(counts) == pytest.approx([scores["classScores"][name] for name in spec.names], nan_ok=True)
 
 
 def test_wrong_files_are_not_packed(tmp_path, monkeypatch):
