@@ -196,7 +196,7 @@ def check_sum(path: Path, archive: Archive, note: Path) -> str:
     found, expected = sha256(path), archive.sha256 or (note.read_text().split()[0] if note.exists() else "")
     if expected and found != expected:
         whose, choice = ("published", "") if archive.sha256 else (f"{note} (noted on first use)", " (or the note, if the new one is right)")
-        raise InputError(f"{path} has SHA-256 {found}, {whose} is {expected}: damaged, or another version; delete it{choice} and run again")
+        raise InputError(f"{path} has SHA-256 {found}, {whose} is {expected}: damaged, or another version; delete or replace it{choice} and run again")
     return found
 
 

@@ -63,9 +63,7 @@ SPECS = {
     "voc12": Spec(
         "VOC 2012", ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
                      "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"),
-        ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128), (64, 0, 0), (192, 0, 0),
-         (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128), (0, 64, 0), (128, 64, 0), (0, 192, 0),
-         (128, 192, 0), (0, 64, 128)),
+        tuple(tuple((k >> c & 1) << 7 | (k >> c + 3 & 1) << 6 for c in range(3)) for k in range(21)),  # the rule of VOC's development kit
         {"train": 10582, "val": 1449}, image="JPEGImages/{name}.jpg", label="SegmentationClassAug/{name}.png",
         lists={"train": "trainaug.txt", "val": "val.txt"}),
     "cityscapes": Spec(
@@ -73,9 +71,8 @@ SPECS = {
                        "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
         ((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30), (220, 220, 0),
          (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100),
-         (0, 0, 230), (119, 11, 32)),
-        {"train": 2975, "val": 500}, image="leftImg8bit/{split}/{city}/{name}_leftImg8bit.png",
-        label="gtFine/{split}/{city}/{name}_gtFine_labelIds.png",
+         (0, 0, 230), (119, 11, 32)), {"train": 2975, "val": 500},
+        image="leftImg8bit/{split}/{city}/{name}_leftImg8bit.png", label="gtFine/{split}/{city}/{name}_gtFine_labelIds.png",
         ids=(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), void=(*range(7), 9, 10, 14, 15, 16, 18, 29, 30, IGNORE)),
 }
 
@@ -92,7 +89,6 @@ class SegmentationSet:
         self.folder = paths.data_root(root) / config.name
         self.items = list(range(self.spec.counts[split])) if self.spec.synthetic else _items(self.spec, self.folder, split)
         self.items = self.items[:config.limit or None]
-        self._values = self.spec.values()
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._cached = 0
 
@@ -118,7 +114,7 @@ class SegmentationSet:
 
     def decode(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Sample i from the disk; InputError names a file that does not fit."""
-        image, label = shapes.sample(self.split, i) if self.spec.synthetic else _read(self.spec, self._values, *self.items[i])
+        image, label = shapes.sample(self.split, i) if self.spec.synthetic else _read(self.spec, *self.items[i])
         return _rescale(image, label, self.config.scale)
 
     def fingerprint(self) -> str:
@@ -149,8 +145,8 @@ def _items(spec: Spec, folder: Path, split: str) -> list[tuple[Path, Path]]:
     return items
 
 
-def _read(spec: Spec, values: np.ndarray, image_path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image, label = read_image(image_path), read_image(label_path, None)
+def _read(spec: Spec, image_path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image, label, values = read_image(image_path), read_image(label_path, None), spec.values()
     if label.shape != image.shape[:2] or label.dtype != np.uint8:
         raise InputError(f"label {label_path} is {label.shape[1::-1]}, its image {image.shape[1::-1]} (width, height): "
                          "they must be of one size, the label one byte per pixel; unpack the archive again")

@@ -5,8 +5,8 @@ a .tar.gz. Cityscapes: <city>_<sequence>_<frame>_labelIds.png, label ids (not th
 """
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,14 +15,13 @@ from tqdm import tqdm
 
 from lc import metrics
 from lc.data import SegmentationSet, Spec, read_image
-from lc.errors import InputError, check_rho
+from lc.errors import InputError
 from lc.predict import predict
 
 Sample = tuple[str, np.ndarray, np.ndarray | None]  # name, image (H, W, 3) uint8, label (H, W) uint8 or None
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """What a server takes. data: the data set it is for; place: where a prediction lies, by {split} and {name}; pack: shutil's archive format."""
     data: str
     place: str
@@ -44,8 +43,7 @@ def encode(labels: np.ndarray, spec: Spec) -> Image.Image:
 
 def labelled(data: SegmentationSet) -> Iterator[Sample]:
     """The samples of a split with labels."""
-    for i in range(len(data)):
-        yield data.name(i), *data.read(i)
+    return ((data.name(i), *data.read(i)) for i in range(len(data)))
 
 
 def unlabelled(folder: Path) -> Iterator[Sample]:
@@ -60,8 +58,7 @@ def unlabelled(folder: Path) -> Iterator[Sample]:
 def export(kind: str, split: str, samples: Iterable[Sample], model: nn.Module, spec: Spec, rho: float, out: Path) -> tuple[Path, float | None]:
     """(archive, mIoU of the files in it): write each prediction at rho below out/results, read it back, pack them. mIoU: in [0, 1], counted from the
     files; None without labels."""
-    form, counts, values = FORMATS[kind], None, spec.values()
-    check_rho(rho)
+    form, counts, values = FORMATS[kind], 0, spec.values()
     shutil.rmtree(out / "results", ignore_errors=True)
     for name, image, label in tqdm(samples, desc=f"export {kind}", unit="image", disable=None):
         path = out / form.place.format(split=split, name=name)
@@ -72,7 +69,6 @@ def export(kind: str, split: str, samples: Iterable[Sample], model: nn.Module, s
         if not np.array_equal(found, labels):
             raise RuntimeError(f"{path} does not hold what was written")
         if label is not None:
-            count = metrics.confusion(label, found, len(spec.names))
-            counts = count if counts is None else counts + count
+            counts = counts + metrics.confusion(label, found, len(spec.names))
     archive = shutil.make_archive(str(out / "results"), form.pack, out, "results")
-    return Path(archive), None if counts is None else float(metrics.miou(counts))
+    return Path(archive), float(metrics.miou(counts)) if np.ndim(counts) else None

@@ -9,7 +9,7 @@ from PIL import Image
 from lc import paths
 from lc.__main__ import main
 
-COMMANDS = ("list", "train", "run", "bench", "predict", "table")
+COMMANDS = ("list", "train", "run", "bench", "predict", "export", "table")
 
 
 def lc(*arguments, **options) -> subprocess.CompletedProcess:

