@@ -44,7 +44,7 @@ test: $(READY) ## run the tests
 
 setup: $(READY) ## make .venv from requirements.lock
 
-data: $(READY) ## fetch and check the data of a profile: PROFILE=camvid-lite   [LC_DATA=...]
+data: $(READY) ## fetch and check the data of a profile: PROFILE=voc12   [LC_DATA=... ARCHIVES='FILE ...' you fetched]
 	@name=$$($(LC) plan $(if $(PROFILE),--profile $(PROFILE)) --only dataset) && \
 	 if [ -f data_scripts/$$name.py ]; then $(MAKE) -s build/data/$$name.json; \
 	 else echo "data set $$name is made on the fly; nothing to fetch"; fi
@@ -66,7 +66,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 build/data/%.json: data_scripts/%.py | $(READY)
-	@$(PY) $< --data $(LC_DATA) --manifest $@
+	@$(PY) $< --data $(LC_DATA) --manifest $@ $(if $(ARCHIVES),--from-archive $(ARCHIVES))
 
 runs: $(READY)
 	@if [ "$$($(LC) plan --profile $(PROFILE) --only count)" != 0 ]; then $(MAKE) -s data; fi

@@ -125,6 +125,22 @@ def predict(args) -> None:
         print(path)
 
 
+def export(args) -> None:
+    """Write predictions as the evaluation server of VOC (comp6) or Cityscapes takes them."""
+    from lc import export as exporter
+    from lc import runs
+    from lc.data import SegmentationSet
+    form = exporter.FORMATS[args.format]
+    name = args.profile or form.data
+    run, rho = experiments.experiment(name, args.experiment).run, check_rho(args.rho)
+    if run.data.name != form.data:
+        raise InputError(f"format {args.format} is for {form.data}, profile {name} has {run.data.name}; give a --profile with that data")
+    samples = exporter.unlabelled(args.images) if args.images else exporter.labelled(SegmentationSet(run.data, args.split, args.data))
+    out = args.out or paths.build(name) / "export" / f"{args.experiment}-{args.split}"
+    archive, miou = exporter.export(args.format, args.split, samples, *runs.trained(name, args.experiment, _device(args.device)), rho, out)
+    print(f"{archive}: {args.split}, rho = {rho:g}" + ("" if miou is None else f", mIoU {miou:.4f} counted from its files"))
+
+
 def table(args) -> None:
     """Print a table of the paper beside ours; "readme" renews the numbers in README.md."""
     from lc import tables, verdicts
@@ -183,8 +199,10 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, call, *options: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=call.__doc__.split("\n")[0], description=call.__doc__)
         sub.set_defaults(call=call)
+        workers = min(16, experiments.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
         shared = {"profile": dict(help="one of " + ", ".join(experiments.PROFILES)), "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
-                  "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"), "workers": dict(type=int, default=0, help="loader processes")}
+                  "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),
+                  "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)")}
         for option in options:
             sub.add_argument(f"--{option}", **shared[option])
         return sub
@@ -210,6 +228,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
     sub.add_argument("--height", type=int, help="rows the network sees (default: what it was trained on)")
     sub.add_argument("--out", type=Path, default=Path("build/predict"))
+    sub = add("export", export, "profile", "data", "device")
+    sub.add_argument("--format", required=True, choices=("voc", "cityscapes"), help="whose evaluation server")
+    sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
+    sub.add_argument("--rho", type=float, default=float(experiments.BEST_RHO))
+    sub.add_argument("--split", default="val", help="what is labelled, as the server calls it")
+    sub.add_argument("--images", type=Path, metavar="FOLDER", help="label these instead, e.g. the test images")
+    sub.add_argument("--out", type=Path, help="default: build/<profile>/export/<experiment>-<split>")
     add("table", table, "profile").add_argument("table", help="1, 2 or readme")
     add("equivalent", equivalent, "profile", "data")
     sub = add("notebook", notebook)

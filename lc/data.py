@@ -5,14 +5,14 @@ neither the number of workers nor a resume changes a byte.
 """
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
@@ -25,14 +25,31 @@ IGNORE = 255
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the pretrained backbones expect
 
 
+CACHE = 4 * 2 ** 30  # bytes of decoded images that one split keeps in memory; the rest is decoded each time it is asked for
+
+
 @dataclass(frozen=True)
 class Spec:
-    """What a data set is, apart from its pixels."""
+    """What a data set is, apart from its pixels. counts: images by split; a split without public labels is absent. image, label: where they
+    lie, by {split}, {name} and {city} (the name up to its first _); lists: the file of names of each split, none for whatever images are
+    there; ids: value of each class in label files, if not 0 .. K-1; void: values of no class."""
     title: str
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     counts: dict[str, int]
     synthetic: bool = False
+    image: str = ""
+    label: str = ""
+    lists: dict[str, str] = field(default_factory=dict)
+    ids: tuple[int, ...] = ()
+    void: tuple[int, ...] = (IGNORE,)
+
+    def values(self) -> np.ndarray:
+        """(256,) int16: class of each value in a label file, IGNORE for void, -1 for values that must not occur."""
+        table = np.full(256, -1, np.int16)
+        table[list(self.void)] = IGNORE
+        table[list(self.ids or range(len(self.names)))] = range(len(self.names))
+        return table
 
 
 SPECS = {
@@ -41,7 +58,22 @@ SPECS = {
         "CamVid", ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
         ((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
          (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
-        {"train": 367, "val": 101, "test": 233}),
+        {"train": 367, "val": 101, "test": 233}, image="{split}/{name}.png", label="{split}annot/{name}.png",
+        lists={split: f"{split}.txt" for split in ("train", "val", "test")}, void=(11,)),
+    "voc12": Spec(
+        "VOC 2012", ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
+                     "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor"),
+        tuple(tuple((k >> c & 1) << 7 | (k >> c + 3 & 1) << 6 for c in range(3)) for k in range(21)),  # the rule of VOC's development kit
+        {"train": 10582, "val": 1449}, image="JPEGImages/{name}.jpg", label="SegmentationClassAug/{name}.png",
+        lists={"train": "trainaug.txt", "val": "val.txt"}),
+    "cityscapes": Spec(
+        "Cityscapes", ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky",
+                       "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+        ((128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30), (220, 220, 0),
+         (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100),
+         (0, 0, 230), (119, 11, 32)), {"train": 2975, "val": 500},
+        image="leftImg8bit/{split}/{city}/{name}_leftImg8bit.png", label="gtFine/{split}/{city}/{name}_gtFine_labelIds.png",
+        ids=(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), void=(*range(7), 9, 10, 14, 15, 16, 18, 29, 30, IGNORE)),
 }
 
 
@@ -52,10 +84,13 @@ class SegmentationSet:
         if config.name not in SPECS:
             raise InputError(f"unknown data set {config.name!r}; known: {', '.join(SPECS)}")
         self.config, self.split, self.spec = config, split, SPECS[config.name]
+        if split not in self.spec.counts:
+            raise InputError(f"{self.spec.title} has no labels of a split {split!r}; its splits: {', '.join(self.spec.counts)}")
         self.folder = paths.data_root(root) / config.name
-        self.items = list(range(self.spec.counts[split])) if self.spec.synthetic else _camvid_items(self.folder, split)
+        self.items = list(range(self.spec.counts[split])) if self.spec.synthetic else _items(self.spec, self.folder, split)
         self.items = self.items[:config.limit or None]
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._cached = 0
 
     @property
     def num_classes(self) -> int:
@@ -65,13 +100,22 @@ class SegmentationSet:
         return len(self.items)
 
     def name(self, i: int) -> str:
-        return f"{self.split}-{i}" if self.spec.synthetic else Path(self.items[i][0]).stem
+        return f"{self.split}-{i}" if self.spec.synthetic else Path(self.items[i][0]).stem.removesuffix("_leftImg8bit")
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        if i not in self._cache:
-            image, label = shapes.sample(self.split, i) if self.spec.synthetic else _camvid_read(*self.items[i])
-            self._cache[i] = _rescale(image, label, self.config.scale)
-        return self._cache[i]
+        """Sample i as uint8 arrays; kept in memory while CACHE lasts."""
+        if i in self._cache:
+            return self._cache[i]
+        pair = self.decode(i)
+        self._cached += sum(part.nbytes for part in pair)
+        if self._cached <= CACHE and get_worker_info() is None:  # a loader's process ends with its epoch
+            self._cache[i] = pair
+        return pair
+
+    def decode(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sample i from the disk; InputError names a file that does not fit."""
+        image, label = shapes.sample(self.split, i) if self.spec.synthetic else _read(self.spec, *self.items[i])
+        return _rescale(image, label, self.config.scale)
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes that `read` starts from (synthetic sets: of the first eight samples)."""
@@ -84,31 +128,40 @@ class SegmentationSet:
         return digest.hexdigest()[:16]
 
 
-def _camvid_items(folder: Path, split: str) -> list[tuple[Path, Path]]:
-    listing = paths.need(folder / f"{split}.txt", f"CamVid ({split} list)",
-                         "run `make data PROFILE=camvid-lite`, or point LC_DATA (or --data) at the folder that holds camvid/")
-    names = [Path(line.split()[0]).name for line in listing.read_text().splitlines() if line.strip()]
-    items = [(folder / split / name, folder / f"{split}annot" / name) for name in names]
+def _items(spec: Spec, folder: Path, split: str) -> list[tuple[Path, Path]]:
+    """(image, label) files of a split; InputError if one is missing."""
+    step = f"run `make data PROFILE={folder.name}`, or point LC_DATA (or --data) at the folder that holds {folder.name}/"
+    if spec.lists:
+        listing = paths.need(folder / spec.lists[split], f"{spec.title} ({split} list)", step)
+        names = [Path(line.split()[0]).stem for line in listing.read_text().splitlines() if line.strip()]
+    else:
+        start, end = spec.image.format(split=split, city="*", name="*").rsplit("*", 1)
+        paths.need(folder / start.partition("*")[0], f"{spec.title} ({split} images)", step)
+        names = sorted(path.name.removesuffix(end) for path in folder.glob(f"{start}*{end}"))
+    items = [tuple(folder / place.format(split=split, name=name, city=name.partition("_")[0]) for place in (spec.image, spec.label))
+             for name in names]
     for path in (path for item in items for path in item):
-        paths.need(path, f"CamVid file listed in {listing.name}", "the archive is incomplete: unpack it again")
+        paths.need(path, f"{spec.title} file of the {split} list", "the archive is incomplete: unpack it again")
     return items
 
 
-def _camvid_read(image_path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image, label = read_image(image_path), np.array(Image.open(label_path))
-    if label.shape != image.shape[:2]:
-        raise InputError(f"label {label_path} is {label.shape[::-1]}, its image {image.shape[1::-1]} (width, height): "
-                         "they must be of one size; unpack the archive again")
-    if label.max() > 11:
-        raise InputError(f"label {label_path} holds the value {label.max()}; CamVid's are 0-10 and 11 = void: "
-                         "this is not the 11-class archive")
-    return image, np.where(label == 11, IGNORE, label).astype(np.uint8)
+def _read(spec: Spec, image_path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image, label, values = read_image(image_path), read_image(label_path, None), spec.values()
+    if label.shape != image.shape[:2] or label.dtype != np.uint8:
+        raise InputError(f"label {label_path} is {label.shape[1::-1]}, its image {image.shape[1::-1]} (width, height): "
+                         "they must be of one size, the label one byte per pixel; unpack the archive again")
+    classes = values[label]
+    if classes.min() < 0:
+        raise InputError(f"label {label_path} holds the value {label[classes < 0].max()}; {spec.title}'s are 0-"
+                         f"{np.flatnonzero(values[:IGNORE] >= 0).max()}, void is {', '.join(map(str, spec.void))}: another archive, or a damaged one")
+    return image, classes.astype(np.uint8)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8; InputError when it is none."""
+def read_image(path: str | Path, mode: str | None = "RGB") -> np.ndarray:
+    """An image file as (H, W, 3) uint8, or (mode None) the numbers it holds; InputError when it is none."""
     try:
-        return np.array(Image.open(path).convert("RGB"))
+        image = Image.open(path)
+        return np.array(image.convert(mode) if mode else image)
     except FileNotFoundError:
         raise InputError(f"image not found: {path}") from None
     except (UnidentifiedImageError, OSError) as error:
@@ -157,7 +210,7 @@ def epoch_loader(samples: TrainingSamples, epoch: int, workers: int = 0) -> Data
     order = torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * samples.seed + epoch))
     batch = min(samples.train.batch_size, count)
     return DataLoader(samples, batch, sampler=(epoch * count + order).tolist(), drop_last=True, num_workers=workers,
-                      pin_memory=torch.cuda.is_available())
+                      prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available())
 
 
 def eval_batches(data: SegmentationSet, batch_size: int = 8) -> Iterator[tuple[list[int], Tensor, Tensor]]:

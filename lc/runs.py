@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lc import paths, records
 from lc.cascade import LayerCascade
 from lc.config import RunConfig
-from lc.data import SPECS, SegmentationSet, Spec
+from lc.data import IGNORE, SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
 from lc.experiments import STUDIES, Experiment, catalogue, experiment, threads
@@ -70,7 +70,7 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     if entry.study:
         return study(entry, root, device)
     train = SegmentationSet(entry.run.data, "train", root)
-    splits = {split: SegmentationSet(entry.run.data, split, root) for split in ("val", "test")}
+    splits = {split: SegmentationSet(entry.run.data, split, root) for split in ("val", "test") if split in train.spec.counts}
     made_on = records.provenance(device_name(device), *records.modules(entry.run.model.network))
     started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
     folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
@@ -98,7 +98,8 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     record = records.write(entry, values, arrays, (folder / "history.jsonl").read_text())
     _keep_examples(entry.run.profile, splits["val"])
     shutil.rmtree(folder)  # the state that a finished run no longer needs
-    print(f"  {entry.name}: mIoU val {results['val'].miou:.4f}, test {results['test'].miou:.4f}; record {record.path.relative_to(paths.ROOT)}", flush=True)
+    found = ", ".join(f"{split} {e.miou:.4f}" for split, e in results.items())
+    print(f"  {entry.name}: mIoU {found}; record {record.path.relative_to(paths.ROOT)}", flush=True)
     return record
 
 
@@ -151,9 +152,16 @@ def _keep_examples(profile_name: str, data: SegmentationSet) -> None:
     packed = io.BytesIO()
     picks = [round((i + 0.5) * len(data) / EXAMPLES) for i in range(min(EXAMPLES, len(data)))]
     pairs = [data.read(i) for i in picks]
-    np.savez_compressed(packed, images=np.stack([p[0] for p in pairs]), labels=np.stack([p[1] for p in pairs]),
+    np.savez_compressed(packed, images=_stacked([p[0] for p in pairs], 0), labels=_stacked([p[1] for p in pairs], IGNORE),
                         names=np.array([data.name(i) for i in picks]))
     records.write_whole(target, packed.getvalue())
+
+
+def _stacked(parts: list[np.ndarray], fill: int) -> np.ndarray:
+    """Arrays (H, W, ...) as one, those that are smaller filled up at the right and below."""
+    sides = [max(side) for side in zip(*(part.shape[:2] for part in parts))]
+    return np.stack([np.pad(part, [(0, whole - side) for whole, side in zip(sides, part.shape)] + [(0, 0)] * (part.ndim - 2), constant_values=fill)
+                     for part in parts])
 
 
 def evaluate_at(profile_name: str, name: str, rho: float, root=None, device: torch.device | str = "cpu") -> Evaluation:

@@ -9,7 +9,7 @@ from PIL import Image
 from lc import paths
 from lc.__main__ import main
 
-COMMANDS = ("list", "train", "run", "bench", "predict", "table")
+COMMANDS = ("list", "train", "run", "bench", "predict", "export", "table")
 
 
 def lc(*arguments, **options) -> subprocess.CompletedProcess:
@@ -54,7 +54,6 @@ def image_at(path):
     (("predict", "--profile", "nope", "IMAGE"), "unknown profile 'nope'; profiles: smoke, shapes"),
     (("predict", "--experiment", "lc", "IMAGE"), "unknown experiment 'lc' of profile camvid-lite; experiments: initial"),
     (("list", "--profile", "nope"), "unknown profile 'nope'"),
-    (("plan", "--profile", "voc12"), "profile voc12 needs its data script"),
     (("run", "--profile", "camvid", "initial", "--data", "/nowhere"), "CamVid (train list) not found: /nowhere/camvid/train.txt"),
     (("run", "--profile", "smoke", "dsnn"), "unknown experiment 'dsnn'"),
     (("run", "--profile", "camvid", "initial", "--device", "tpu"), "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),

@@ -1,0 +1,74 @@
+"""Predictions in the layout that an evaluation server demands, read back before they are packed.
+
+VOC, comp6 (trained on any data but the test set's): results/VOC2012/Segmentation/comp6_<split>_cls/<name>.png, class indices with VOC's palette, in
+a .tar.gz. Cityscapes: <city>_<sequence>_<frame>_labelIds.png, label ids (not the 19 training ids), in a .zip.
+"""
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from lc import metrics
+from lc.data import SegmentationSet, Spec, read_image
+from lc.errors import InputError
+from lc.predict import predict
+
+Sample = tuple[str, np.ndarray, np.ndarray | None]  # name, image (H, W, 3) uint8, label (H, W) uint8 or None
+
+
+class Format(NamedTuple):
+    """What a server takes. data: the data set it is for; place: where a prediction lies, by {split} and {name}; pack: shutil's archive format."""
+    data: str
+    place: str
+    pack: str
+
+
+FORMATS = {"voc": Format("voc12", "results/VOC2012/Segmentation/comp6_{split}_cls/{name}.png", "gztar"),
+           "cityscapes": Format("cityscapes", "results/{name}_labelIds.png", "zip")}
+
+
+def encode(labels: np.ndarray, spec: Spec) -> Image.Image:
+    """A label map (H, W) of classes as the data set's own label files hold it: its ids, or the classes with its palette."""
+    if spec.ids:
+        return Image.fromarray(np.array(spec.ids, np.uint8)[labels])
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette([value for colour in spec.palette for value in colour])
+    return image
+
+
+def labelled(data: SegmentationSet) -> Iterator[Sample]:
+    """The samples of a split with labels."""
+    return ((data.name(i), *data.read(i)) for i in range(len(data)))
+
+
+def unlabelled(folder: Path) -> Iterator[Sample]:
+    """The images below a folder (a test set, say), named as their files are."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg"))
+    if not files:
+        raise InputError(f"{folder} holds no .png or .jpg; give the folder of the test images")
+    for path in files:
+        yield path.stem.removesuffix("_leftImg8bit"), read_image(path), None
+
+
+def export(kind: str, split: str, samples: Iterable[Sample], model: nn.Module, spec: Spec, rho: float, out: Path) -> tuple[Path, float | None]:
+    """(archive, mIoU of the files in it): write each prediction at rho below out/results, read it back, pack them. mIoU: in [0, 1], counted from the
+    files; None without labels."""
+    form, counts, values = FORMATS[kind], 0, spec.values()
+    shutil.rmtree(out / "results", ignore_errors=True)
+    for name, image, label in tqdm(samples, desc=f"export {kind}", unit="image", disable=None):
+        path = out / form.place.format(split=split, name=name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        labels = predict(model, image, rho).labels
+        encode(labels, spec).save(path)
+        found = values[read_image(path, None)]
+        if not np.array_equal(found, labels):
+            raise RuntimeError(f"{path} does not hold what was written")
+        if label is not None:
+            counts = counts + metrics.confusion(label, found, len(spec.names))
+    archive = shutil.make_archive(str(out / "results"), form.pack, out, "results")
+    return Path(archive), float(metrics.miou(counts)) if np.ndim(counts) else None
