@@ -10,7 +10,8 @@ from tests.conftest import fake_record
 
 with open(paths.ROOT / "results" / "claims.csv", encoding="utf-8", newline="") as file:
     ROWS = list(csv.DictReader(file))
-KINDS = {"gain", "no effect", "audit", "open", "not here", *claims.RULES, *claims.FACTS}
+KINDS = {"open", "not here", *claims.COMPARISONS, *claims.FACTS, "early share", "stage 1 share", "easy classes", "hard boundary", "ratios",
+         "harder deeper", "easy first"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["claim"][:40])
@@ -37,7 +38,7 @@ def test_verdicts_follow_the_records(house, monkeypatch):
     """Planted gains are found, planted losses contradict, equality shows nothing; missing runs stay open."""
     monkeypatch.setattr(claims.paths, "ROOT", house)
     (house / "results").mkdir(exist_ok=True)
-    monkeypatch.setattr(claims, "FACTS", {name: lambda row: ("reproduced", "-") for name in claims.FACTS})
+    monkeypatch.setattr(claims, "_fact", lambda *row: ("reproduced", "-"))
     with open(house / "results" / "claims.csv", "w", newline="") as copy:
         csv.DictWriter(copy, ROWS[0]).writeheader()
         csv.DictWriter(copy, ROWS[0]).writerows(ROWS)
@@ -62,18 +63,20 @@ def test_difficulty_claims(house):
     near = np.zeros((2, 4, 20), int)
     near[0, 2], near[0, 3] = 32, 90                                      # 32 of 40 HS, 90 of 300 pixels
     record.arrays.update(sets=sets, near=near)
-    ev = tables.Evidence(tables.profile("camvid-lite"), {"study-difficulty": record})
-    row = lambda claimed: {"claimed": claimed}
-    assert claims._easy_classes(ev, row("text|es-share-at-least|value"), ["study-difficulty"]) == ("reproduced", "2 of 3 classes")
-    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"]) == ("reproduced", "80 % of HS within 3 pixels, 30 % of all pixels")
+    judge = lambda test, address: claims._count(test, record, published(*address).value)
+    hard = ("hard boundary", ("text", "hs-on-boundary"))
+    assert judge("easy classes", ("text", "es-share-at-least")) == ("reproduced", "2 of 3 classes")
+    assert judge(*hard) == ("reproduced", "80 % of HS within 3 pixels, 30 % of all pixels")
     near[0, 2] = 14
-    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"])[0] == "in part"
+    assert judge(*hard)[0] == "in part"
     near[0, 2] = 8
-    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"])[0] == "not"
+    assert judge(*hard)[0] == "not"
+    with pytest.raises(ValueError, match="unknown test 'hardness'"):
+        claims._count("hardness", record, None)
 
 
 def test_facts_hold():
     """What needs no run: the label map's size, the parameters, and the labels of VOC 2012."""
-    assert claims._label_map({}) == ("reproduced", "21 x 64 x 64")
-    assert claims._voc_lists({})[0] == "reproduced"
-    assert claims._parameters({"claimed": "6|IRNet-LC|params"})[0] == "in part"
+    assert claims._fact("label map", "", None) == ("reproduced", "21 x 64 x 64")
+    assert claims._fact("voc lists", "", None)[0] == "reproduced"
+    assert claims._fact("parameters", "", published("6", "IRNet-LC", "params").value)[0] == "in part"
