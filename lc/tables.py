@@ -68,9 +68,9 @@ def draws(confusions: np.ndarray, score=metrics.miou, number: int = 2000) -> np.
     return 100 * score(np.tensordot(np.vstack([np.ones(n), drawn]), confusions, axes=1))
 
 
-def interval(drawn: np.ndarray) -> tuple:
-    """(value, low, high) of draws: all images, and the 95 % percentile interval."""
-    return drawn[0], *np.quantile(drawn[1:], [0.025, 0.975], axis=0)
+def interval(drawn: np.ndarray) -> tuple[float, float, float]:
+    """(value, low, high) of draws (D,): all images, and the 95 % percentile interval."""
+    return drawn[0], *np.quantile(drawn[1:], [0.025, 0.975])
 
 
 def printed(table: str) -> pd.DataFrame:
