@@ -14,12 +14,13 @@ from lc.cascade import build_irnet_lc
 from lc.cost import components
 from lc.paper import published
 from lc.records import Record
-from lc.tables import Evidence, decided_shares, difficulty_shares, label_ratios, near_boundary, percent, rho_runs, speed_files
+from lc.tables import (Evidence, decided_shares, difficulty_shares, draws, interval, label_ratios, near_boundary, percent, rho_runs,
+                       speed_files, system_times)
 
 BOUNDARY = 3     # pixels: how near "on a boundary" is, at most
 SHARE = 10       # points by which a share of pixels may differ
 FACTS = ("audit", "voc lists", "voc background", "label map", "parameters", "speed")
-COMPARISONS = ("gain", "no effect", "robust", "peak")
+COMPARISONS = ("gain", "no effect", "robust", "peak", "applies", "faster")
 VERDICTS = ("reproduced", "in part", "not shown", "not", "open", "not here")
 
 
@@ -76,6 +77,11 @@ def _grade(full: bool, partly: bool = False) -> str:
     return "reproduced" if full else "in part" if partly else "not"
 
 
+def _sign(found: verdicts.Difference, claimed: float, effect: bool = True) -> str:
+    said = found.verdict(claimed, effect).split(":")[0]
+    return {"reproduced in sign": "reproduced", "contradicted": "not"}.get(said, said)
+
+
 def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -> tuple[str, str]:
     """What follows from the difference of two runs and its interval."""
     if test == "peak":
@@ -84,12 +90,19 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
             return "not", "best on val: rho = 1"
         gain = verdicts.difference(ev, f"lc-{best}", "dsn")
         return "reproduced" if gain.low > 0 else "not shown", f"best on val: rho = {best}; there {gain}"
+    if test == "applies":
+        return "reproduced", "cut into stages and trained; " + "; ".join(
+            f"{lc} less {dsn}: {verdicts.difference(ev, lc, dsn)}" for lc, dsn in zip(names[::2], names[1::2]))
+    if test == "faster":
+        ours, other = (system_times(ev.profile.name).loc[name] for name in names)
+        said = _grade(ours["ms_high"] < other["ms_low"]) if ours["ms_high"] < other["ms_low"] or other["ms_high"] < ours["ms_low"] else "not shown"
+        return said, f"{ours['ms']:.1f} against {other['ms']:.1f} ms an image; apart if the quartiles are"
     found = verdicts.difference(ev, *names)
     if test == "robust":
         said = "not shown" if found.low < claimed <= found.high else _grade(found.low >= claimed)
     else:
-        said = found.verdict(claimed, effect=test == "gain").split(":")[0]
-    return {"reproduced in sign": "reproduced", "contradicted": "not"}.get(said, said), f"{found}; paper {claimed:+.2f}"
+        said = _sign(found, claimed, test == "gain")
+    return said, f"{found}; paper {claimed:+.2f}"
 
 
 def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:
@@ -98,6 +111,11 @@ def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:
         case "early share" | "stage 1 share":
             ours = 100 * sum(record["metrics"]["val"]["decided"][:2 if test == "early share" else 1])
             return _grade(abs(ours - claimed) <= SHARE, True), f"{ours:.0f} %; paper {claimed:g} %"
+        case "adds":
+            drawn = [draws(confusions) for confusions in record.arrays["confusions"]]
+            best = verdicts.Difference(*interval(drawn[-1] - drawn[0]), len(record.arrays["confusions"][0]), "val")
+            return _sign(best, claimed), \
+                f"{record['study']['variants'][-1]} over {record['study']['variants'][0]}: {best}; paper {claimed:+.2f}"
         case "easy classes":
             enough = difficulty_shares(record)["ES"].dropna() >= claimed
             return _grade(enough.mean() > 0.5), f"{enough.sum()} of {len(enough)} classes"
