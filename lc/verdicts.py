@@ -164,6 +164,29 @@ def speed_verdicts() -> list[str]:
             for bench in speed_files("network") for row in bench["rows"]]
 
 
+def answers(ev: Evidence) -> list[str]:
+    """The first page in two sentences: did the accuracy gain hold, did the speed gain."""
+    if ev.profile.tier == "smoke" or not {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(ev.records):
+        return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
+    miou, parts, kinds = printed("2")["mIoU"], [], set()
+    for other in ("DSN", "IRNet"):
+        claimed = miou["LC"] - miou[other]
+        found = [difference(ev, METHODS["LC"], METHODS[other], split) for split in ("val", "test")]
+        kinds |= {d.verdict(claimed).split(":")[0] for d in found}
+        parts.append(f"LC less {other}: {', '.join(f'{d.short} ({d.split})' for d in found)}; the paper {claimed:+.2f}")
+    short = {"reproduced in sign": "yes, in sign", "contradicted": "no, LC loses", "not shown": "not shown"}
+    word = short[kinds.pop()] if len(kinds) == 1 else "not throughout"
+    lines = [f"**Did the accuracy gain hold? {word[0].upper()}{word[1:]}.** {ev.label}. {'. '.join(parts)}."]
+    for bench in speed_files("network"):
+        held = [row["speedup_low"] > 1 for row in bench["rows"]]
+        size = all(row["speedup_high"] >= paper_speedups()[row["rho"]] for row in bench["rows"])
+        word = "yes" if all(held) and size else "yes in direction, not in size" if all(held) else "not throughout" if any(held) else "no"
+        lines.append(f"**Did the speed gain hold? {word.capitalize()}.** Full network at the paper's pixel shares, {bench['device']}: " + "; ".join(
+            f"{row['speedup']:.2f}x at rho = {row['rho']:g} (its multiply-adds allow {row['ideal']:.2f}x, the paper says "
+            f"{paper_speedups()[row['rho']]:.2f}x)" for row in bench["rows"]) + ".")
+    return lines
+
+
 def headline(ev: Evidence) -> list[pd.DataFrame]:
     """The first page's table: the paper's two claims, accuracy and speed, as numbers; gains in points, speed-ups as factors."""
     miou, ours = printed("2")["mIoU"], {}
