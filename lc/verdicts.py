@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 
 from lc.paper import published
-from lc.tables import (METHODS, Evidence, context_table, decided_shares, difficulty_shares, draws, interval, label_ratios, methods,
-                       near_boundary, paper_and_ours, percent, printed, rho_runs, rho_table, selection_table, speed_files)
+from lc.tables import (METHODS, Evidence, decided_shares, difficulty_shares, draws, interval, label_ratios, methods, near_boundary,
+                       paper_and_ours, percent, printed, rho_runs, rho_table, selection_table, speed_files)
 
 METHOD_CLAIMS = (("DSN", "IRNet", "Deep supervision alone gains little over IRNet."),
                  ("DSN + Dropout", "DSN", "Random label dropout does not bring a significant effect."),
@@ -113,18 +113,6 @@ def difficulty_verdicts(ev: Evidence) -> list[str]:
             f"{easy.notna().sum()} classes. Of all pixels, ES holds {total[0]:.0f} %, MS {total[1]:.0f} %, HS {total[2]:.1f} %.",
             f"*{claimed:g} % of HS lies on object boundaries* (width not given). Ours: {claimed:g} % of HS lies {where}. "
             f"One pixel wide: {first['HS']:.0f} % of HS, {first['all']:.0f} % of all pixels."]
-
-
-def context_verdicts(ev: Evidence) -> list[str]:
-    """How much of what early exits cost is missing context, and how much is the decisions themselves."""
-    table, lines = context_table(ev["study-context"])["mIoU"].astype(float), []
-    for name in ("LC", "DSN"):
-        dense, found = 100 * ev[METHODS[name]]["sweep"][0]["miou"], table[name]
-        lines.append(f"The cascade trained as {name}: with nobody exiting {dense:.2f} %; with exits and zeros outside "
-                     f"{found['zeros'] - dense:+.2f} points; with exits and everything computed {found['everything'] - dense:+.2f}: "
-                     f"so {found['everything'] - found['zeros']:.2f} points are context that a region lacks, "
-                     f"of which a halo of 2 cells gives back {found['halo 2'] - found['zeros']:.2f}.")
-    return lines
 
 
 def calibration_verdicts(ev: Evidence) -> list[str]:
