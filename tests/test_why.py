@@ -50,12 +50,15 @@ def test_missing_runs_say_so(house):
 
 def test_causes_and_summary(house):
     """A change that brings LC level with its control explains the difference; one that moves nothing is ruled out."""
-    found = why.causes(evidence(dsn=40, lc_0p985=0, lc_halo_2=40, dsn_long=40, lc_long=0))
+    ev = evidence(dsn=40, lc_0p985=0, lc_halo_2=40, dsn_long=40, lc_long=0)
+    found = why.causes(ev)
     so = found.reset_index().set_index(["run", "split"])["so"]
     assert so["lc-halo-2", "val"] == so["lc-halo-2", "test"] == "explains it (100 %)" and so["lc-long", "val"].startswith("ruled out")
     lines = why.summary(found)
     assert lines[0].startswith("**Explains it, or part of it**: context missing at region borders (2 cells given back) (val: explains it")
     assert lines[1] == "**Ruled out**: too short a cascade training."
+    ev["lc-long"].arrays["confusions_test"] = ev["dsn-long"].arrays["confusions_test"]
+    assert why.summary(why.causes(ev))[1].startswith("**The splits disagree**: too short a cascade training (val: ruled out: no effect shown; test: explains")
 
 
 def test_account_adds_up(house):
