@@ -5,156 +5,165 @@ in part: the direction holds, the size does not. open: could be tested here, and
 """
 import csv
 import json
-from collections import Counter
 
 import pandas as pd
+import torch
 
 from lc import audit, paths, verdicts
 from lc.cascade import build_irnet_lc
 from lc.cost import components
 from lc.paper import published
-from lc.tables import Evidence, decided_shares, difficulty_shares, label_ratios, near_boundary, percent, rho_runs, speed_files
+from lc.records import Record
+from lc.tables import (Evidence, decided_shares, difficulty_shares, draws, interval, label_ratios, near_boundary, percent, rho_runs,
+                       speed_files, system_times)
 
 BOUNDARY = 3     # pixels: how near "on a boundary" is, at most
 SHARE = 10       # points by which a share of pixels may differ
+FACTS = ("audit", "voc lists", "voc background", "label map", "parameters", "speed")
+COMPARISONS = ("gain", "no effect", "robust", "peak", "applies", "faster")
+VERDICTS = ("reproduced", "in part", "not shown", "not", "open", "not here")
 
 
 def claims(ev: Evidence) -> pd.DataFrame:
     """One row per claim: place, page, verdict, number, record. Claims whose records are missing are open."""
-    with open(paths.ROOT / "results" / "claims.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     table = []
-    for row in rows:
+    for row in listed("claims"):
         try:
             verdict, number = _judge(ev, row)
         except (KeyError, FileNotFoundError, StopIteration):
             verdict, number = "open", "not run"
-        runs = [name for name in row["on"].split() if name in ev.records]
-        table.append({"claim": row["claim"], "place": row["place"], "page": f'<a href="{row["page"]}.html">{row["page"]}</a>' if row["page"] else "",
-                      "verdict": verdict, "number": number, "records": ", ".join(runs)})
+        table.append({"claim": row["claim"], "place": row["place"], "page": link(row["page"]), "verdict": verdict, "number": number,
+                      "records": ", ".join(name for name in row["on"].split() if name in ev.records)})
     return pd.DataFrame(table)
+
+
+def listed(name: str) -> list[dict]:
+    """The rows of results/<name>.csv."""
+    with open(paths.ROOT / "results" / f"{name}.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def link(page: str) -> str:
+    """A page of the book as a link, empty for none."""
+    return f'<a href="{page}.html">{page}</a>' if page else ""
 
 
 def summary(table: pd.DataFrame) -> str:
     """How many claims got which verdict, in one sentence."""
-    counts = Counter(table["verdict"])
-    return f"Of {len(table)} claims: " + ", ".join(f"{counts[v]} {v}" for v in ("reproduced", "in part", "not shown", "not", "open", "not here") if counts[v]) + "."
+    counts = table["verdict"].value_counts()
+    return f"Of {len(table)} claims: " + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts) + "."
 
 
-def _claimed(text: str) -> float:
-    """A published number, or the difference of two: "table|row|column - table|row|column"."""
-    values = [published(*address.strip().split("|")).value for address in text.split(" - ")]
-    return values[0] - sum(values[1:])
+def _claimed(text: str) -> float | None:
+    """A published number, or the difference of two: "table|row|column - table|row|column"; None where nothing is claimed."""
+    values = [published(*address.strip().split("|")).value for address in text.split(" - ")] if text else []
+    return values[0] - sum(values[1:]) if values else None
 
 
 def _judge(ev: Evidence, row: dict) -> tuple[str, str]:
-    test, names = row["test"], row["on"].split()
+    test, names, claimed = row["test"], row["on"].split(), _claimed(row["claimed"])
     if test in ("open", "not here"):
         return test, row["on"]
-    if test == "audit":
-        found = next(f for f in audit.findings() if f.subject == row["on"])
-        return "reproduced" if found.agrees else "not", f"paper against itself: {found.stated}; {found.computed}"
     if test in FACTS:
-        return FACTS[test](row)
+        return _fact(test, row["on"], claimed)
     if ev.profile.tier == "smoke":
         return "open", "smoke runs give no verdict"
     for name in names:
         ev.records[name]  # KeyError: the run is missing
-    if test in ("gain", "no effect"):
-        found = verdicts.difference(ev, *names)
-        said = found.verdict(_claimed(row["claimed"]), effect=test == "gain").split(":")[0]
-        return {"reproduced in sign": "reproduced", "contradicted": "not"}.get(said, said), f"{found}; paper {_claimed(row['claimed']):+.2f}"
-    return RULES[test](ev, row, names)
+    return _compare(test, ev, names, claimed) if test in COMPARISONS else _count(test, ev[names[0]], claimed)
 
 
-def _share(stages: int):
-    def judge(ev: Evidence, row: dict, names: list[str]) -> tuple[str, str]:
-        ours, paper = 100 * sum(ev[names[0]]["metrics"]["val"]["decided"][:stages]), _claimed(row["claimed"])
-        return "reproduced" if abs(ours - paper) <= SHARE else "in part", f"{ours:.0f} %; paper {paper:g} %"
-    return judge
+def _grade(full: bool, partly: bool = False) -> str:
+    return "reproduced" if full else "in part" if partly else "not"
 
 
-def _robust(ev: Evidence, row: dict, names: list[str]) -> tuple[str, str]:
-    found, loss = verdicts.difference(ev, *names), _claimed(row["claimed"])
-    return "reproduced" if found.low >= loss else "not" if found.high < loss else "not shown", f"{found}; paper {loss:+.2f}"
+def _sign(found: verdicts.Difference, claimed: float, effect: bool = True) -> str:
+    said = found.verdict(claimed, effect).split(":")[0]
+    return {"reproduced in sign": "reproduced", "contradicted": "not"}.get(said, said)
 
 
-def _peak(ev: Evidence, row: dict, names: list[str]) -> tuple[str, str]:
-    runs = {rho: percent(run, "val") for rho, run in rho_runs(ev).items()}
-    best = max(runs, key=runs.get)
-    gain = None if best == "1" else verdicts.difference(ev, f"lc-{best}", "dsn", "test")
-    said = "not" if gain is None else "reproduced" if gain.low > 0 else "not shown"
-    return said, f"best on val: rho = {best}" + (f"; there {gain}" if gain else "")
+def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -> tuple[str, str]:
+    """What follows from the difference of two runs and its interval."""
+    if test == "peak":
+        best = max(runs := rho_runs(ev), key=lambda rho: percent(runs[rho], "val"))
+        if best == "1":
+            return "not", "best on val: rho = 1"
+        gain = verdicts.difference(ev, f"lc-{best}", "dsn")
+        return "reproduced" if gain.low > 0 else "not shown", f"best on val: rho = {best}; there {gain}"
+    if test == "applies":
+        return "reproduced", "cut into stages and trained; " + "; ".join(
+            f"{lc} less {dsn}: {verdicts.difference(ev, lc, dsn)}" for lc, dsn in zip(names[::2], names[1::2]))
+    if test == "faster":
+        ours, other = (system_times(ev.profile.name).loc[name] for name in names)
+        said = _grade(ours["ms_high"] < other["ms_low"]) if ours["ms_high"] < other["ms_low"] or other["ms_high"] < ours["ms_low"] else "not shown"
+        return said, f"{ours['ms']:.1f} against {other['ms']:.1f} ms an image; apart if the quartiles are"
+    found = verdicts.difference(ev, *names)
+    if test == "robust":
+        said = "not shown" if found.low < claimed <= found.high else _grade(found.low >= claimed)
+    else:
+        said = _sign(found, claimed, test == "gain")
+    return said, f"{found}; paper {claimed:+.2f}"
 
 
-def _speed(row: dict) -> tuple[str, str]:
-    bench, rho = next(iter(speed_files("network"))), float(row["on"])
-    found = next(r for r in bench["rows"] if r["rho"] == rho)
-    paper = published("3", "LC" if rho > 0.9 else "LC (fast)", "FPS").value / published("text", "inception-resnet-speed").value
-    said = "not" if found["speedup_high"] <= 1 else "not shown" if found["speedup_low"] <= 1 else "reproduced" if found["speedup_high"] >= paper else "in part"
-    return said, f"{found['speedup']:.2f}x, full network at the paper's pixel shares, {bench['device']}; ideal {found['ideal']:.2f}x; paper {paper:.2f}x"
+def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:
+    """What follows from the shares and counts of one record."""
+    match test:
+        case "early share" | "stage 1 share":
+            ours = 100 * sum(record["metrics"]["val"]["decided"][:2 if test == "early share" else 1])
+            return _grade(abs(ours - claimed) <= SHARE, True), f"{ours:.0f} %; paper {claimed:g} %"
+        case "adds":
+            drawn = [draws(confusions) for confusions in record.arrays["confusions"]]
+            best = verdicts.Difference(*interval(drawn[-1] - drawn[0]), len(record.arrays["confusions"][0]), "val")
+            return _sign(best, claimed), \
+                f"{record['study']['variants'][-1]} over {record['study']['variants'][0]}: {best}; paper {claimed:+.2f}"
+        case "easy classes":
+            enough = difficulty_shares(record)["ES"].dropna() >= claimed
+            return _grade(enough.mean() > 0.5), f"{enough.sum()} of {len(enough)} classes"
+        case "hard boundary":
+            hard, every = near_boundary(record).loc[BOUNDARY, ["HS", "all"]]
+            return _grade(hard >= claimed - SHARE, hard > every), f"{hard:.0f} % of HS within {BOUNDARY} pixels, {every:.0f} % of all pixels"
+        case "ratios":
+            above = label_ratios(record).iloc[:, 0].dropna() > 1
+            return _grade(above.all(), above.mean() > 0.5), \
+                f"{above.sum()} of {len(above)} classes above 1 (our data has no background class to lose weight)"
+        case "harder deeper":
+            tie = verdicts.deeper(record)
+            return _grade(tie < -0.5, tie < 0), f"rank correlation of IoU and share decided in stage 3: {tie:+.2f}"
+        case "easy first":
+            first = decided_shares(record).loc[["road", "building", "pole", "pedestrian"], "stage 1"]
+            easy, hard = first.iloc[:2], first.iloc[2:]
+            return _grade(easy.min() > hard.max(), easy.mean() > hard.mean()), ", ".join(f"{k} {v:.0f} %" for k, v in first.items())
+    raise ValueError(f"results/claims.csv names an unknown test {test!r}")
 
 
-def _easy_classes(ev: Evidence, row: dict, names: list[str]) -> tuple[str, str]:
-    shares = difficulty_shares(ev[names[0]])["ES"].dropna()
-    enough = int((shares >= _claimed(row["claimed"])).sum())
-    return "reproduced" if 2 * enough > len(shares) else "not", f"{enough} of {len(shares)} classes"
-
-
-def _hard_boundary(ev: Evidence, row: dict, names: list[str]) -> tuple[str, str]:
-    near = near_boundary(ev[names[0]]).loc[BOUNDARY]
-    said = "reproduced" if near["HS"] >= _claimed(row["claimed"]) - SHARE else "in part" if near["HS"] > near["all"] else "not"
-    return said, f"{near['HS']:.0f} % of HS within {BOUNDARY} pixels, {near['all']:.0f} % of all pixels"
-
-
-def _ratios(ev: Evidence, row: dict, names: list[str]) -> tuple[str, str]:
-    ratios = label_ratios(ev[names[0]]).iloc[:, 0].dropna()
-    above = int((ratios > 1).sum())
-    return "reproduced" if above == len(ratios) else "in part" if 2 * above > len(ratios) else "not", f"{above} of {len(ratios)} classes above 1 (our data has no background class to lose weight)"
-
-
-def _harder_deeper(ev: Evidence, row: dict, names: list[str]) -> tuple[str, str]:
-    record = ev[names[0]]
-    shares = decided_shares(record).iloc[:, -1]
-    tie = pd.Series(record["metrics"]["val"]["iou"], index=shares.index, dtype=float).corr(shares, method="spearman")
-    return "reproduced" if tie < -0.5 else "in part" if tie < 0 else "not", f"rank correlation of IoU and share decided in stage 3: {tie:+.2f}"
-
-
-def _easy_first(ev: Evidence, row: dict, names: list[str]) -> tuple[str, str]:
-    first = decided_shares(ev[names[0]])["stage 1"]
-    easy, hard = first[["road", "building"]], first[["pole", "pedestrian"]]
-    return "reproduced" if easy.min() > hard.max() else "in part" if easy.mean() > hard.mean() else "not", ", ".join(f"{k} {v:.0f} %" for k, v in {**easy, **hard}.items())
+def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
+    """What needs no run of ours: the paper's own numbers, the labels of VOC, the network, timing files."""
+    match test:
+        case "audit":
+            found = next(f for f in audit.findings() if f.subject == on)
+            return _grade(found.agrees), f"paper against itself: {found.stated}; {found.computed}"
+        case "voc lists":
+            counts, stated = voc_labels()["images"], [published("text", f"voc-{split}-images").value for split in ("train", "val")]
+            return _grade(list(counts.values()) == stated), f"{counts['trainaug']:,} and {counts['val']:,} masks, none in both lists"
+        case "voc background":
+            labelled, every = (100 * voc_labels()[f"background_of_{part}"] for part in ("labelled", "all"))
+            near = min(abs(labelled - claimed), abs(every - claimed)) <= 0.05
+            return _grade(near, True), f"{labelled:.1f} % of the labelled, {every:.1f} % of all pixels"
+        case "label map":
+            size = build_irnet_lc(21).to("meta").eval()(torch.zeros(1, 3, 512, 512, device="meta"), 1.0).log_probs.shape[1:]
+            return _grade(tuple(size) == (21, 64, 64)), " x ".join(map(str, size))
+        case "parameters":
+            rows = components(build_irnet_lc(21), (512, 512))
+            total, heads = (sum(r["parameters"] for r in rows if r["component"].startswith(start)) / 1e6 for start in ("", "head"))
+            return _grade(abs(total - claimed) < 0.05, True), f"{total - heads:.2f} M, and {heads:.2f} M in heads of an assumed width"
+        case "speed":
+            bench, paper = next(iter(speed_files("network"))), verdicts.paper_speedups()[float(on)]
+            row = next(r for r in bench["rows"] if r["rho"] == float(on))
+            low, high = row["speedup_low"], row["speedup_high"]
+            return "not shown" if low <= 1 < high else _grade(high >= paper, low > 1), \
+                f"{row['speedup']:.2f}x, full network at the paper's pixel shares, {bench['device']}; ideal {row['ideal']:.2f}x; paper {paper:.2f}x"
 
 
 def voc_labels() -> dict:
     """Facts counted on the masks of VOC 2012 by data_scripts/voc12_labels.py."""
     return json.loads((paths.results("voc12") / "labels.json").read_text())
-
-
-def _voc_lists(row: dict) -> tuple[str, str]:
-    counts, stated = voc_labels()["images"], [int(published("text", f"voc-{split}-images").value) for split in ("train", "val")]
-    return "reproduced" if list(counts.values()) == stated else "not", f"{counts['trainaug']:,} and {counts['val']:,} masks, none in both lists"
-
-
-def _voc_background(row: dict) -> tuple[str, str]:
-    facts, stated = voc_labels(), _claimed(row["claimed"])
-    values = [100 * facts["background_of_labelled"], 100 * facts["background_of_all"]]
-    return "reproduced" if min(abs(v - stated) for v in values) <= 0.05 else "in part", f"{values[0]:.1f} % of the labelled, {values[1]:.1f} % of all pixels"
-
-
-def _label_map(row: dict) -> tuple[str, str]:
-    import torch
-    with torch.device("meta"):
-        size = build_irnet_lc(21).to("meta").eval()(torch.zeros(1, 3, 512, 512), 1.0).log_probs.shape[1:]
-    return "reproduced" if tuple(size) == (21, 64, 64) else "not", " x ".join(map(str, size))
-
-
-def _parameters(row: dict) -> tuple[str, str]:
-    rows = components(build_irnet_lc(21), (512, 512))
-    all_, heads = (sum(r["parameters"] for r in rows if r["component"].startswith(start)) / 1e6 for start in ("", "head"))
-    return "reproduced" if abs(all_ - _claimed(row["claimed"])) < 0.05 else "in part", f"{all_ - heads:.2f} M, and {heads:.2f} M in heads of an assumed width"
-
-
-FACTS = {"voc lists": _voc_lists, "voc background": _voc_background, "label map": _label_map, "parameters": _parameters, "speed": _speed}
-RULES = {"early share": _share(2), "stage 1 share": _share(1), "robust": _robust, "peak": _peak, "easy classes": _easy_classes,
-         "hard boundary": _hard_boundary, "ratios": _ratios, "harder deeper": _harder_deeper, "easy first": _easy_first}

@@ -30,6 +30,11 @@ def colour(labels: np.ndarray, palette: tuple, ignore_index: int = 255) -> np.nd
     return table[np.where(labels == ignore_index, 255, labels)]
 
 
+def stage_map(decided: np.ndarray) -> np.ndarray:
+    """(H, W) stage numbers -> (H, W, 3) uint8 in the stages' colours."""
+    return np.array([(255, 255, 255), *map(rgb, STAGE_COLOURS)], np.uint8)[decided]
+
+
 def panels(rows: list[list[np.ndarray]], titles: list[str], names: list[str] | None = None, cmap: str = "viridis") -> Figure:
     """A grid of pictures: RGB (H, W, 3) or maps (H, W)."""
     height, width = rows[0][0].shape[:2]
@@ -54,67 +59,38 @@ def class_legend(figure: Figure, names: list[str], palette: tuple, unknown: bool
     return figure
 
 
+def _finish(ax: Axes, xlabel: str, ylabel: str, title: str = "", **settings) -> Axes:
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title, **settings)
+    ax.legend(fontsize=8)
+    return ax
+
+
 def rho_curve(ours: pd.DataFrame, paper: pd.DataFrame | None, value: str, ax: Axes, label: str, title: str) -> Axes:
     """A quantity of Table 1 along rho (spaced evenly, as the paper's choice of thresholds is not even)."""
     for frame, colour_, name in ((paper, PAPER_COLOUR, "paper, VOC12 val"), (ours, OUR_COLOUR, label)):
         if frame is not None:
             ax.plot(range(len(frame)), frame[value], "o-", color=colour_, label=name)
             ax.set_xticks(range(len(frame)), frame.index, rotation=60, fontsize=8)
-    ax.set(xlabel="rho", ylabel="percent", title=title)
-    return ax
+    return _finish(ax, "rho", "percent", title)
 
 
-def speed_curve(points: pd.DataFrame, dense_ms: float, ax: Axes, label: str) -> Axes:
-    """Fig. 7a: mIoU (percent) against milliseconds per image, one point per rho; the dense network as a vertical line."""
-    ax.plot(points["ms"], points["mIoU"], "o-", color=OUR_COLOUR, label=label)
-    for rho, row in points.iterrows():
-        ax.annotate(f"{rho}", (row["ms"], row["mIoU"]), textcoords="offset points", xytext=(4, -9), fontsize=8)
-    ax.axvline(dense_ms, color=PAPER_COLOUR, linestyle="--", label="dense network")
-    ax.set(xlabel="milliseconds per image", ylabel="mIoU (percent)", title="Accuracy against time along rho")
-    ax.legend(fontsize=8)
-    return ax
-
-
-def stacked(frame: pd.DataFrame, ax: Axes, ylabel: str, title: str, horizontal: bool = False, colours: tuple = STAGE_COLOURS) -> Axes:
-    """One bar per row, one part per column, by default in the stages' colours (Fig. 1b, 5b, 7b)."""
-    kind = "barh" if horizontal else "bar"
-    frame.plot(kind=kind, stacked=True, ax=ax, color=list(colours)[:frame.shape[1]], width=0.8, edgecolor="white")
-    (ax.set_xlabel if horizontal else ax.set_ylabel)(ylabel)
-    ax.set_title(title)
-    ax.legend(fontsize=8, ncol=3, loc="lower center", bbox_to_anchor=(0.5, 1.07), frameon=False)
-    ax.tick_params(axis="x", rotation=0 if horizontal else 45)
-    return ax
-
-
-def ratio_bars(ratios: pd.DataFrame) -> Figure:
-    """Fig. 5a: one row of bars per pair of stages; above 1 the deeper stage sees more of that class."""
-    figure, axes = plt.subplots(ratios.shape[1], 1, sharex=True, squeeze=False, figsize=(8, 2.1 * ratios.shape[1] + 0.6))
-    for ax, column in zip(axes[:, 0], ratios):
-        above = ratios[column].fillna(0) > 1
-        ax.bar(ratios.index, ratios[column], color=np.where(above, STAGE_COLOURS[1], "0.7"))
-        ax.axhline(1, color=PAPER_COLOUR, linewidth=1)
-        ax.set_ylabel(column, fontsize=9)
-    axes[-1, 0].tick_params(axis="x", rotation=45)
-    figure.tight_layout()
-    return figure
-
-
-def macs_bars(frame: pd.DataFrame, ax: Axes) -> Axes:
-    """Multiply-adds by component, coloured by stage; frame: columns stage, component, GMACs."""
-    ax.barh(frame["component"], frame["GMACs"], color=[STAGE_COLOURS[s - 1] for s in frame["stage"]])
-    ax.invert_yaxis()
-    ax.set(xlabel="multiply-adds for one image (10^9)")
-    ax.legend(handles=[Patch(color=c, label=f"stage {i + 1}") for i, c in enumerate(STAGE_COLOURS)], fontsize=8)
-    return ax
+def trade_off(curves: dict[str, pd.DataFrame], x: str, ax: Axes, title: str, floor: float | None = None) -> Axes:
+    """mIoU (percent) against a cost `x`: one line per name, its points labelled by the frame's index; a single row is a point.
+    floor: mIoU of the dense network, as a horizontal line."""
+    for (name, points), colour_ in zip(curves.items(), (OUR_COLOUR, *STAGE_COLOURS[1:], PAPER_COLOUR, *sns.color_palette("dark"))):
+        ax.plot(points[x], points["mIoU"], "o-", color=colour_, label=name)
+        for label, row in points.iterrows():
+            ax.annotate(f"{label}", (row[x], row["mIoU"]), textcoords="offset points", xytext=(4, -9), fontsize=8)
+    if floor is not None:
+        ax.axhline(floor, color=PAPER_COLOUR, linestyle=":", label="DSN, nobody exits")
+    return _finish(ax, x, "mIoU (percent)", title)
 
 
 def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:
     """Fig. 1b right: share of each set's pixels within a band round object boundaries, along the width of the band."""
     for name in near:
         ax.plot(near.index, near[name], ".-" if name in DIFFICULTY else ".--", color=DIFFICULTY.get(name, PAPER_COLOUR), label=name)
-    ax.set(xlabel="pixels to the nearest object boundary, at most", ylabel="percent of the set", ylim=(0, 100))
-    ax.legend(fontsize=8)
-    return ax
+    return _finish(ax, "pixels to the nearest object boundary, at most", "percent of the set", ylim=(0, 100))
 
 
 def break_even(rows: list[dict], ax: Axes) -> Axes:
@@ -125,21 +101,38 @@ def break_even(rows: list[dict], ax: Axes) -> Axes:
     share = np.linspace(frame["active"].min(), 1, 50)
     ax.plot(share, 1 / share, "--", color=PAPER_COLOUR, label="ideal: 1 / share")
     ax.axhline(1, color=PAPER_COLOUR, linewidth=1)
-    ax.set(xlabel="share of active pixels", ylabel="speed-up", title="Against the fastest dense form")
-    ax.legend(fontsize=8)
+    return _finish(ax, "share of active pixels", "speed-up", "Against the fastest dense form")
+
+
+def stacked(frame: pd.DataFrame, ax: Axes, label: str, title: str, horizontal: bool = False, colours: tuple = STAGE_COLOURS) -> Axes:
+    """One bar per row, one part per column, by default in the stages' colours (Fig. 1b, 5b, 7b)."""
+    frame.plot(kind="barh" if horizontal else "bar", stacked=True, ax=ax, color=list(colours)[:frame.shape[1]], width=0.8, edgecolor="white")
+    ax.set(title=title, **{"xlabel" if horizontal else "ylabel": label})
+    ax.legend(fontsize=8, ncol=3, loc="lower center", bbox_to_anchor=(0.5, 1.07), frameon=False)
+    ax.tick_params(axis="x", rotation=0 if horizontal else 45)
     return ax
 
 
-def stage_map(decided: np.ndarray) -> np.ndarray:
-    """(H, W) stage numbers -> (H, W, 3) uint8 in the stages' colours."""
-    table = np.array([[255, 255, 255]] + [rgb(c) for c in STAGE_COLOURS], np.uint8)
-    return table[decided]
+def ratio_bars(ratios: pd.DataFrame) -> Figure:
+    """Fig. 5a: one row of bars per pair of stages; above 1 the deeper stage sees more of that class."""
+    figure, axes = plt.subplots(ratios.shape[1], 1, sharex=True, squeeze=False, figsize=(8, 2.1 * ratios.shape[1] + 0.6))
+    for ax, (column, values) in zip(axes[:, 0], ratios.items()):
+        ax.bar(ratios.index, values, color=np.where(values > 1, STAGE_COLOURS[1], "0.7"))
+        ax.axhline(1, color=PAPER_COLOUR, linewidth=1)
+        ax.set_ylabel(column, fontsize=9)
+    axes[-1, 0].tick_params(axis="x", rotation=45)
+    figure.tight_layout()
+    return figure
 
 
-def value_bars(values: pd.Series, ax: Axes, xlabel: str, limits: tuple[float, float] | None = None) -> Axes:
-    """One horizontal bar per entry, first on top, with its value; the axis may be cut at `limits`."""
-    bars = ax.barh(values.index, values, color=STAGE_COLOURS[2])
-    ax.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+def bars(values: pd.Series, ax: Axes, xlabel: str, stages: pd.Series | None = None, spread: np.ndarray | None = None, **limits) -> Axes:
+    """One horizontal bar per entry, first on top, coloured by stage if given; spread: (2, entries) distances down and up."""
+    colours = [STAGE_COLOURS[s - 1] for s in stages] if stages is not None else STAGE_COLOURS[2]
+    drawn = ax.barh(values.index, values, color=colours, xerr=spread, error_kw={"ecolor": PAPER_COLOUR, "capsize": 2})
     ax.invert_yaxis()
-    ax.set(xlabel=xlabel, xlim=limits)
+    ax.set(xlabel=xlabel, **limits)
+    if stages is not None:
+        ax.legend(handles=[Patch(color=c, label=f"stage {i + 1}") for i, c in enumerate(STAGE_COLOURS)], fontsize=8)
+    elif spread is None:
+        ax.bar_label(drawn, fmt="%.1f", fontsize=8, padding=2)
     return ax

@@ -17,18 +17,14 @@ SOURCES = paths.ROOT / "book"
 _TYPES = {"float": float, "int": int, "str": str, "bool": lambda text: {"true": True, "false": False}[text.lower()]}
 
 
-def notebook_path(name: str) -> Path:
-    """Source of a chapter by name, e.g. "rho"; InputError lists the chapters."""
+def parameters(name: str, given: dict[str, str]) -> tuple[Path, dict]:
+    """Source of a chapter by name and all its parameters, typed: its defaults and the given texts. An unknown chapter, name or
+    a value that does not fit raises InputError."""
+    import papermill
     path = SOURCES / f"{Path(name).stem}.ipynb"
     if not path.exists():
         raise InputError(f"unknown notebook {name!r}; notebooks: {', '.join(sorted(p.stem for p in SOURCES.glob('*.ipynb')))}")
-    return path
-
-
-def parameters(name: str, given: dict[str, str]) -> dict:
-    """All parameters of a notebook, typed: its defaults and the given texts; a name or value that does not fit raises InputError."""
-    import papermill
-    known = papermill.inspect_notebook(str(notebook_path(name)))
+    known = papermill.inspect_notebook(str(path))
     values = {key: ast.literal_eval(entry["default"]) for key, entry in known.items()}
     for key, text in given.items():
         if key not in known:
@@ -40,59 +36,53 @@ def parameters(name: str, given: dict[str, str]) -> dict:
             raise InputError(f"parameter {key} of notebook {name} must be {kind}, got {text!r}") from None
         if key == "rho":
             check_rho(values[key])
-    return values
+    return path, values
 
 
 def execute(name: str, given: dict[str, str], target: Path) -> Path:
     """Run a notebook into `target`, which appears only if every cell succeeded; a failure keeps <target>.failed.ipynb."""
     import papermill
     from traitlets.config import Config
-    values, target = parameters(name, given), target.resolve()
+    source, values = parameters(name, given)
+    target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part.ipynb")
     try:
         with tempfile.TemporaryDirectory() as sockets:  # no open port, and no two kernels on one socket
             wires = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
-            papermill.execute_notebook(str(notebook_path(name)), str(part), values, kernel_name="python3", cwd=str(paths.ROOT),
+            papermill.execute_notebook(str(source), str(part), values, kernel_name="python3", cwd=str(paths.ROOT),
                                        progress_bar={"desc": name}, execution_timeout=1800, config=wires)
         check_executed(part)
-        _hide_defaults(part)
     except papermill.PapermillExecutionError as error:
         failed = part.rename(target.with_suffix(".failed.ipynb"))
         raise InputError(f"notebook {name} failed: {error.ename}: {error.evalue}; the executed copy is {failed}") from None
+    notebook = json.loads(part.read_text())
+    for cell in _tagged(notebook, "parameters"):  # the cell that papermill injected below it says what this run had
+        cell["metadata"]["tags"].append("remove-input")
+    part.write_text(json.dumps(notebook, indent=1))
     part.replace(target)
     return target
 
 
-def _hide_defaults(path: Path) -> None:
-    """Hide the cell of defaults: the one that papermill injected below it says what this run had."""
-    notebook = json.loads(path.read_text())
-    for cell in notebook["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            cell["metadata"]["tags"].append("remove-input")
-    path.write_text(json.dumps(notebook, indent=1))
+def _tagged(notebook: dict, tag: str) -> list[dict]:
+    return [cell for cell in notebook["cells"] if tag in cell["metadata"].get("tags", [])]
 
 
 def check_executed(path: Path) -> None:
     """Raise InputError unless every code cell of this notebook was started and completed, and none holds an error."""
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
-        if cell["cell_type"] == "code":
-            run = cell["metadata"].get("papermill", {})
-            if run.get("status") != "completed" or not run.get("start_time"):
-                raise InputError(f"{path} was not executed to its end (cell {number}); run it again with `make book`")
-            if any(output["output_type"] == "error" for output in cell["outputs"]):
-                raise InputError(f"{path}: cell {number} holds an error; run it again with `make book`")
+        run = cell["metadata"].get("papermill", {})
+        if cell["cell_type"] == "code" and (run.get("status") != "completed" or not run.get("start_time")):
+            raise InputError(f"{path} was not executed to its end (cell {number}); run it again with `make book`")
+        if any(output["output_type"] == "error" for output in cell.get("outputs", [])):
+            raise InputError(f"{path}: cell {number} holds an error; run it again with `make book`")
 
 
 def answers(path: Path) -> list[str]:
     """Texts of the cells tagged "answer": what a rerun prints on the terminal."""
-    texts = []
-    for cell in json.loads(path.read_text())["cells"]:
-        if "answer" in cell["metadata"].get("tags", []):
-            for output in cell["outputs"]:
-                data = output.get("data", {})
-                texts.append("".join(data.get("text/markdown") or data.get("text/plain") or output.get("text", "")))
-    return texts
+    outputs = [output for cell in _tagged(json.loads(path.read_text()), "answer") for output in cell["outputs"]]
+    shown = [{"text/plain": output.get("text", ""), **output.get("data", {})} for output in outputs]
+    return ["".join(data.get("text/markdown", data["text/plain"])) for data in shown]
 
 
 def to_html(path: Path) -> Path:
@@ -109,15 +99,10 @@ def to_html(path: Path) -> Path:
 def stage(profile_name: str) -> Path:
     """Copy what the book needs beside the executed notebooks: configuration, style, references, records; then check them all."""
     folder = paths.build(profile_name) / "book"
-    for source in SOURCES.iterdir():
-        if source.suffix in {".yml", ".md", ".bib"}:
-            shutil.copy2(source, folder / source.name)
-    shutil.copytree(SOURCES / "_static", folder / "_static", dirs_exist_ok=True)
-    shown = folder / "extra" / "records"
+    shown, runs = folder / "extra" / "records", paths.results(profile_name) / "runs"
     shutil.rmtree(shown, ignore_errors=True)
-    shown.mkdir(parents=True)
-    for record in sorted((paths.results(profile_name) / "runs").glob("*.json")):
-        shutil.copy2(record, shown)
+    shutil.copytree(SOURCES, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
+    shutil.copytree(runs, shown, ignore=shutil.ignore_patterns("*.npz", "*.jsonl"))
     for notebook in sorted(SOURCES.glob("*.ipynb")):
         check_executed(paths.need(folder / notebook.name, "executed notebook", "run `make book`"))
     return folder

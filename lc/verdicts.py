@@ -4,10 +4,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lc import metrics
-from lc.paper import columns, published
-from lc.tables import (METHODS, Evidence, benches, context_table, decided_shares, difficulty_shares, label_ratios, methods, near_boundary,
-                       paper_and_ours, percent, rho_runs, rho_table, selection_table, speed_files)
+from lc.paper import published
+from lc.tables import (METHODS, Evidence, decided_shares, difficulty_shares, draws, interval, label_ratios, methods, near_boundary,
+                       paper_and_ours, percent, printed, rho_runs, rho_table, selection_table, speed_files)
+
+METHOD_CLAIMS = (("DSN", "IRNet", "Deep supervision alone gains little over IRNet."),
+                 ("DSN + Dropout", "DSN", "Random label dropout does not bring a significant effect."),
+                 ("MC", "IRNet", "A model cascade is far worse than IRNet."),
+                 ("LC", "DSN", "Layer cascade gains over DSN."), ("LC", "IRNet", "Layer cascade gains over IRNet."))
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,12 @@ class Difference:
     split: str
 
     def __str__(self) -> str:
-        return f"{self.value:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] on {self.split} ({self.images} images)"
+        return f"{self.short} on {self.split} ({self.images} images)"
+
+    @property
+    def short(self) -> str:
+        """Without the split."""
+        return f"{self.value:+.2f} points [{self.low:+.2f}, {self.high:+.2f}]"
 
     def verdict(self, claimed: float, effect: bool = True) -> str:
         """Rule, fixed before any run. A claimed effect counts by its sign, and only if the interval leaves out zero; a
@@ -36,131 +45,152 @@ class Difference:
 def difference(ev: Evidence, a: str, b: str, split: str = "test") -> Difference:
     """mIoU of experiment a less that of b."""
     first, second = (ev[name].arrays[f"confusions_{split}"] for name in (a, b))
-    value, low, high = (100 * v for v in metrics.bootstrap_miou(first, second))
-    return Difference(value, low, high, len(first), split)
+    return Difference(*interval(draws(first) - draws(second)), len(first), split)
 
 
-def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str, effect: bool = True) -> str:
+def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str) -> str:
     """One sentence: the claim, the paper's number, ours with its interval on both splits, and what follows."""
     if ev.profile.tier == "smoke":
         return f"*{claim}* This is a smoke run, which only shows that the page works: no verdict."
-    val, test = difference(ev, a, b, "val"), difference(ev, a, b, "test")
-    return (f"*{claim}* The paper: {claimed:+.2f} points (VOC12 val). Ours, {ev.label}: {val}: **{val.verdict(claimed, effect)}**; "
-            f"{test}: **{test.verdict(claimed, effect)}**.")
+    found = [difference(ev, a, b, split) for split in ("val", "test")]
+    return (f"*{claim}* The paper: {claimed:+.2f} points (VOC12 val). Ours, {ev.label}: "
+            + "; ".join(f"{d}: **{d.verdict(claimed, effect=a != METHODS['DSN + Dropout'])}**" for d in found) + ".")
 
 
 def method_verdicts(ev: Evidence) -> list[str]:
     """The claims of Table 2 as sentences."""
-    pairs = [("DSN", "IRNet", "Deep supervision alone gains little over IRNet."),
-             ("DSN + Dropout", "DSN", "Random label dropout does not bring a significant effect."),
-             ("MC", "IRNet", "A model cascade is far worse than IRNet."),
-             ("LC", "DSN", "Layer cascade gains over DSN."), ("LC", "IRNet", "Layer cascade gains over IRNet.")]
-    return [verdict(ev, METHODS[a], METHODS[b], published("2", a, "mIoU").value - published("2", b, "mIoU").value, claim, effect=a != "DSN + Dropout")
-            for a, b, claim in pairs if {METHODS[a], METHODS[b]} <= set(ev.records)]
+    miou = printed("2")["mIoU"]
+    return [verdict(ev, METHODS[a], METHODS[b], miou[a] - miou[b], claim) for a, b, claim in METHOD_CLAIMS
+            if {METHODS[a], METHODS[b]} <= set(ev.records)]
 
 
 def rho_verdicts(ev: Evidence) -> list[str]:
     """What Table 1 claims, as sentences: a peak inside the range of rho, and losses when rho is too small."""
-    miou = {rho: published("1", "mIoU", rho).value for rho in columns("1", "mIoU")}
-    runs = {rho: run.experiment for rho, run in rho_runs(ev).items()}
+    miou, runs = printed("1").loc["mIoU"], rho_runs(ev)
     if len(runs) < len(miou) or ev.profile.tier == "smoke":
         return ["Not all runs of Table 1 are there, or they are smoke runs: no verdict."]
-    best = max(runs, key=lambda rho: percent(ev[runs[rho]], "val"))
-    low = list(miou)[-1]
-    return [f"Best on val: rho = {best} ({percent(ev[runs[best]], 'val'):.2f} %); in the paper rho = {max(miou, key=miou.get)}.",
-            verdict(ev, runs[best], "dsn", max(miou.values()) - miou["1"], "Some rho below 1 is better than rho = 1 (ours: the best on val, so val flatters it).")
-            if best != "1" else "*Some rho below 1 is better than rho = 1.* Ours: none is, on val: **contradicted**.",
-            verdict(ev, runs[low], "dsn", miou[low] - miou["1"], f"The smallest rho, {low}, loses.")]
+    best, low = max(runs, key=lambda rho: percent(runs[rho], "val")), miou.index[-1]
+    peak = "*Some rho below 1 is better than rho = 1.* Ours: none is, on val: **contradicted**."
+    if best != "1":
+        peak = verdict(ev, runs[best].experiment, "dsn", miou.max() - miou["1"],
+                       "Some rho below 1 is better than rho = 1 (ours: the best on val, so val flatters it).")
+    return [f"Best on val: rho = {best} ({percent(runs[best], 'val'):.2f} %); in the paper rho = {miou.idxmax()}.", peak,
+            verdict(ev, runs[low].experiment, "dsn", miou[low] - miou["1"], f"The smallest rho, {low}, loses.")]
 
 
 def stage_verdicts(ev: Evidence) -> list[str]:
     """What Sec. 4.2 claims, as sentences: most classes gain weight in deeper stages, and harder classes go deeper."""
-    record = ev[METHODS["LC"]]
-    ratios, shares = label_ratios(record), decided_shares(record)
+    record, lines = ev[METHODS["LC"]], []
+    for column, values in label_ratios(record).items():
+        values = values.dropna()
+        lines.append(f"{column}: {(values > 1).sum()} of {len(values)} classes have a ratio above 1; range {values.min():.2f} to "
+                     f"{values.max():.2f} (lowest: {values.idxmin()}; highest: {values.idxmax()})."
+                     if len(values) else f"{column}: no pixel gets that far.")
     low, high = (published("text", "stage-2-label-ratio", side).value for side in ("low", "high"))
-    iou = pd.Series(record["metrics"]["val"]["iou"], index=ratios.index, dtype=float)
-    lines = []
-    for column in ratios:
-        values = ratios[column].dropna()
-        lines.append(f"{column}: {int((values > 1).sum())} of {len(values)} classes have a ratio above 1; range {values.min():.2f} to {values.max():.2f} "
-                     f"(lowest: {values.idxmin()}; highest: {values.idxmax()})." if len(values) else f"{column}: no pixel gets that far.")
-    last = shares.iloc[:, -1]
-    tie = iou.corr(last, method="spearman") if iou.nunique() > 1 and last.nunique() > 1 else float("nan")
-    lines.append(f"The paper: all 20 foreground classes of VOC between {low:g} and {high:g} in stage 2 / stage 1. Harder classes go deeper: "
-                 f"rank correlation of a class's IoU with its share of pixels decided in the last stage: {tie:+.2f} over {len(iou)} classes.")
-    return lines
+    return [*lines, f"The paper: all 20 foreground classes of VOC between {low:g} and {high:g} in stage 2 / stage 1. Harder classes go deeper: "
+            "rank correlation of a class's IoU with its share of pixels decided in the last stage: "
+            f"{deeper(record):+.2f} over {len(record['data']['classes'])} classes."]
+
+
+def deeper(record) -> float:
+    """Rank correlation, over classes, of IoU and the share of pixels that the last stage decides; nan where nothing varies."""
+    last = decided_shares(record).iloc[:, -1]
+    iou = pd.Series(record["metrics"]["val"]["iou"], index=last.index, dtype=float)
+    return iou.corr(last, method="spearman") if min(iou.nunique(), last.nunique()) > 1 else float("nan")
 
 
 def difficulty_verdicts(ev: Evidence) -> list[str]:
     """What Fig. 1 claims, as sentences: ES in most classes, HS at boundaries."""
     record = ev["study-difficulty"]
-    shares, near = difficulty_shares(record), near_boundary(record)
-    total = record.arrays["sets"][0].sum(1) / record.arrays["sets"][0].sum()
+    easy, near = difficulty_shares(record)["ES"], near_boundary(record)
+    total = 100 * record.arrays["sets"][0].sum(1) / record.arrays["sets"][0].sum()
     least, claimed = published("text", "es-share-at-least").value, published("text", "hs-on-boundary").value
+    first, last = near.iloc[0], near.iloc[-1]
     reached = near.index[near["HS"] >= claimed]
     where = f"within {reached[0]} pixels, where {near['all'][reached[0]]:.0f} % of all pixels lie" if len(reached) else \
-        f"not even within {near.index[-1]} pixels, where {near['HS'].iloc[-1]:.0f} % of HS and {near['all'].iloc[-1]:.0f} % of all pixels lie"
-    return [f"*ES holds at least {least:g} % of most objects.* Ours, {ev.label} val: it does in {int((shares['ES'] >= least).sum())} of {shares['ES'].notna().sum()} classes. "
-            f"Of all pixels, ES holds {100 * total[0]:.0f} %, MS {100 * total[1]:.0f} %, HS {100 * total[2]:.1f} %.",
+        f"not even within {near.index[-1]} pixels, where {last['HS']:.0f} % of HS and {last['all']:.0f} % of all pixels lie"
+    return [f"*ES holds at least {least:g} % of most objects.* Ours, {ev.label} val: it does in {(easy >= least).sum()} of "
+            f"{easy.notna().sum()} classes. Of all pixels, ES holds {total[0]:.0f} %, MS {total[1]:.0f} %, HS {total[2]:.1f} %.",
             f"*{claimed:g} % of HS lies on object boundaries* (width not given). Ours: {claimed:g} % of HS lies {where}. "
-            f"One pixel wide: {near['HS'].iloc[0]:.0f} % of HS, {near['all'].iloc[0]:.0f} % of all pixels."]
-
-
-def context_verdicts(ev: Evidence) -> list[str]:
-    """How much of what early exits cost is missing context, and how much is the decisions themselves."""
-    table = context_table(ev["study-context"])["mIoU"].astype(float)
-    dense = {"LC": ev[METHODS["LC"]]["sweep"][0]["miou"], "DSN": ev[METHODS["DSN"]]["sweep"][0]["miou"]}
-    return [f"The cascade trained as {name}: with nobody exiting {100 * dense[name]:.2f} %; with exits and zeros outside {table[name, 'zeros'] - 100 * dense[name]:+.2f} points; "
-            f"with exits and everything computed {table[name, 'everything'] - 100 * dense[name]:+.2f}: so {table[name, 'everything'] - table[name, 'zeros']:.2f} points are "
-            f"context that a region lacks, of which a halo of 2 cells gives back {table[name, 'halo 2'] - table[name, 'zeros']:.2f}." for name in dense]
+            f"One pixel wide: {first['HS']:.0f} % of HS, {first['all']:.0f} % of all pixels."]
 
 
 def calibration_verdicts(ev: Evidence) -> list[str]:
     """How often the cells that exit are right."""
     record, lines = ev["study-calibration"], []
-    rho, bins = record["config"]["rho"], np.array(record["study"]["bins"])
+    rho = record["config"]["rho"]
+    sure = np.array(record["study"]["bins"][:-1]) >= rho
     for network, stages in zip(record["study"]["networks"], record.arrays["counts"]):
-        right = [100 * counts[1, bins[:-1] >= rho].sum() / max(counts[0, bins[:-1] >= rho].sum(), 1) for counts in stages[:-1]]
-        lines.append(f"{network}: of the cells that reach {rho:g}, " + ", ".join(f"{v:.1f} % are right in stage {s}" for s, v in enumerate(right, start=1)) + ".")
+        seen, right = stages[:-1, :, sure].sum(2).T
+        lines.append(f"{network}: of the cells that reach {rho:g}, " + ", ".join(
+            f"{100 * r / max(n, 1):.1f} % are right in stage {s}" for s, (n, r) in enumerate(zip(seen, right), start=1)) + ".")
     return lines
 
 
 def selection_verdicts(ev: Evidence) -> list[str]:
     """What a better choice of exits could give."""
     table = selection_table(ev["study-selection"])
-    rules = table.drop("oracle")
-    best = rules["mIoU"].idxmax()
-    return [f"Best pair of thresholds: {best} ({rules['mIoU'].max():.2f} %); nobody exits: {rules.loc['1 / 1', 'mIoU']:.2f} %; the oracle: {table.loc['oracle', 'mIoU']:.2f} % "
-            f"with {table.loc['oracle', 'to stage 2']:.0f} % of the cells handed to stage 2 and {table.loc['oracle', 'to stage 3']:.0f} % to stage 3."]
+    rules, oracle = table.drop("oracle")["mIoU"], table.loc["oracle"]
+    return [f"Best pair of thresholds: {rules.idxmax()} ({rules.max():.2f} %); nobody exits: {rules['1 / 1']:.2f} %; "
+            f"the oracle: {oracle['mIoU']:.2f} % with {oracle['to stage 2']:.0f} % of the cells handed to stage 2 and "
+            f"{oracle['to stage 3']:.0f} % to stage 3."]
+
+
+def paper_speedups() -> dict[float, float]:
+    """The paper's speed-ups over its dense network, by rho."""
+    fps = printed("3")["FPS"] / published("text", "inception-resnet-speed").value
+    return {0.985: fps["LC"], 0.8: fps["LC (fast)"]}
 
 
 def speed_verdicts() -> list[str]:
     """The full network at the paper's pixel shares, as sentences."""
-    base, names = published("text", "inception-resnet-speed").value, {0.985: "LC", 0.8: "LC (fast)"}
-    return [f"At the pixel shares of rho = {row['rho']:g} ({' and '.join(f'{100 * a:.0f} %' for a in row['active'])} active in stages 2 and 3) the full IRNet-LC takes "
-            f"{row['region_ms']:.0f} ms where the fastest dense form takes {row['dense_ms']:.0f} ms: **{row['speedup']:.2f}x** "
-            f"[{row['speedup_low']:.2f}, {row['speedup_high']:.2f}], {100 * row['ratio']:.0f} % of the {row['ideal']:.2f}x that its multiply-adds allow. "
-            f"The paper: {published('3', names[row['rho']], 'FPS').value / base:.2f}x ({bench['device']}; quartiles in brackets)."
+    return [f"At the pixel shares of rho = {row['rho']:g} ({' and '.join(f'{100 * a:.0f} %' for a in row['active'])} active in stages 2 and 3) "
+            f"the full IRNet-LC takes {row['region_ms']:.0f} ms where the fastest dense form takes {row['dense_ms']:.0f} ms: "
+            f"**{row['speedup']:.2f}x** [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}], {100 * row['ratio']:.0f} % of the "
+            f"{row['ideal']:.2f}x that its multiply-adds allow. "
+            f"The paper: {paper_speedups()[row['rho']]:.2f}x ({bench['device']}; quartiles in brackets)."
             for bench in speed_files("network") for row in bench["rows"]]
+
+
+def answers(ev: Evidence) -> list[str]:
+    """The first page in two sentences: did the accuracy gain hold, did the speed gain."""
+    if ev.profile.tier == "smoke" or not {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(ev.records):
+        return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
+    miou, parts, kinds = printed("2")["mIoU"], [], set()
+    for other in ("DSN", "IRNet"):
+        claimed = miou["LC"] - miou[other]
+        found = [difference(ev, METHODS["LC"], METHODS[other], split) for split in ("val", "test")]
+        kinds |= {d.verdict(claimed).split(":")[0] for d in found}
+        parts.append(f"LC less {other}: {', '.join(f'{d.short} ({d.split})' for d in found)}; the paper {claimed:+.2f}")
+    short = {"reproduced in sign": "yes, in sign", "contradicted": "no, LC loses", "not shown": "not shown"}
+    word = short[kinds.pop()] if len(kinds) == 1 else "not throughout"
+    lines = [f"**Did the accuracy gain hold? {word[0].upper()}{word[1:]}.** {ev.label}. {'. '.join(parts)}."]
+    for bench in speed_files("network"):
+        held = [row["speedup_low"] > 1 for row in bench["rows"]]
+        size = all(row["speedup_high"] >= paper_speedups()[row["rho"]] for row in bench["rows"])
+        word = "yes" if all(held) and size else "yes in direction, not in size" if all(held) else "not throughout" if any(held) else "no"
+        lines.append(f"**Did the speed gain hold? {word.capitalize()}.** Full network at the paper's pixel shares, {bench['device']}: " + "; ".join(
+            f"{row['speedup']:.2f}x at rho = {row['rho']:g} (its multiply-adds allow {row['ideal']:.2f}x, the paper says "
+            f"{paper_speedups()[row['rho']]:.2f}x)" for row in bench["rows"]) + ".")
+    return lines
 
 
 def headline(ev: Evidence) -> list[pd.DataFrame]:
     """The first page's table: the paper's two claims, accuracy and speed, as numbers; gains in points, speed-ups as factors."""
-    irnet_fps, fps = published("text", "inception-resnet-speed").value, {r: published("3", r, "FPS").value for r in ("LC", "LC (fast)")}
-    miou = {row: published("2", row, "mIoU").value for row in METHODS}
-    paper = {"mIoU gain of LC over DSN": f"{miou['LC'] - miou['DSN']:+.2f}", "mIoU gain of LC over IRNet": f"{miou['LC'] - miou['IRNet']:+.2f}",
-             "speed-up at rho = 0.985": f"{fps['LC'] / irnet_fps:.2f}x", "speed-up at rho = 0.8": f"{fps['LC (fast)'] / irnet_fps:.2f}x"}
-    ours = {}
-    for row, other in zip(paper, ("dsn", "irnet")):
-        if {METHODS["LC"], other} <= set(ev.records):
-            ours[row] = {split: str(difference(ev, METHODS["LC"], other, split)).split(" on ")[0] for split in ("val", "test")}
-    for bench in benches(ev.profile.name):
-        for rho, row in ((0.985, "speed-up at rho = 0.985"), (0.8, "speed-up at rho = 0.8")):
-            ours.setdefault(row, {})[bench["device"]] = f"{next(r['speedup'] for r in bench['rows'] if r['rho'] == rho):.2f}x"
-    timed = {f"{bench['device']}": {f"speed-up at rho = {row['rho']:g}": f"{row['speedup']:.2f}x [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}], ideal {row['ideal']:.2f}x"
-                                   for row in bench["rows"]} for bench in speed_files("network")}
-    full = [pd.concat({"full IRNet-LC at the pixel shares of Table 1 (Speed)": pd.DataFrame(timed)}, axis=1)] if timed else []
-    return paper_and_ours(pd.DataFrame({"VOC12": paper}), pd.DataFrame(ours).T.reindex(list(paper)), ev) + full
+    miou, ours = printed("2")["mIoU"], {}
+    paper = {f"mIoU gain of LC over {other}": f"{miou['LC'] - miou[other]:+.2f}" for other in ("DSN", "IRNet")} | {
+        f"speed-up at rho = {rho:g}": f"{value:.2f}x" for rho, value in paper_speedups().items()}
+    for other in ("DSN", "IRNet"):
+        if {METHODS["LC"], METHODS[other]} <= set(ev.records):
+            ours[f"mIoU gain of LC over {other}"] = {s: difference(ev, METHODS["LC"], METHODS[other], s).short for s in ("val", "test")}
+    for bench in speed_files("cascade", ev.profile.name):
+        for row in bench["rows"]:
+            if row["rho"] in paper_speedups():
+                ours.setdefault(f"speed-up at rho = {row['rho']:g}", {})[bench["device"]] = f"{row['speedup']:.2f}x"
+    timed = {("full IRNet-LC at the pixel shares of Table 1 (Speed)", bench["device"]): {
+        f"speed-up at rho = {r['rho']:g}": f"{r['speedup']:.2f}x [{r['speedup_low']:.2f}, {r['speedup_high']:.2f}], ideal {r['ideal']:.2f}x"
+        for r in bench["rows"]} for bench in speed_files("network")}
+    return paper_and_ours(pd.DataFrame({"VOC12": paper}), pd.DataFrame(ours).T, ev) + ([pd.DataFrame(timed)] if timed else [])
 
 
 def readme_block(ev: Evidence) -> str:

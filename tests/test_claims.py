@@ -1,16 +1,20 @@
-"""Claims: every row of results/claims.csv is judged by a rule, and the rules can say each verdict."""
+"""Claims and coverage: every row of results/claims.csv is judged by a rule, and no row or panel of the paper is without its line."""
 import csv
+import json
+import re
 
 import numpy as np
 import pytest
 
-from lc import claims, paths, tables
-from lc.paper import published
+from lc import benchmark, claims, paths, tables
+from lc.experiments import catalogue
+from lc.paper import all_published, published
 from tests.conftest import fake_record
 
 with open(paths.ROOT / "results" / "claims.csv", encoding="utf-8", newline="") as file:
     ROWS = list(csv.DictReader(file))
-KINDS = {"gain", "no effect", "audit", "open", "not here", *claims.RULES, *claims.FACTS}
+KINDS = {"open", "not here", *claims.COMPARISONS, *claims.FACTS, "early share", "stage 1 share", "easy classes", "hard boundary", "ratios",
+         "harder deeper", "easy first", "adds"}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["claim"][:40])
@@ -37,7 +41,7 @@ def test_verdicts_follow_the_records(house, monkeypatch):
     """Planted gains are found, planted losses contradict, equality shows nothing; missing runs stay open."""
     monkeypatch.setattr(claims.paths, "ROOT", house)
     (house / "results").mkdir(exist_ok=True)
-    monkeypatch.setattr(claims, "FACTS", {name: lambda row: ("reproduced", "-") for name in claims.FACTS})
+    monkeypatch.setattr(claims, "_fact", lambda *row: ("reproduced", "-"))
     with open(house / "results" / "claims.csv", "w", newline="") as copy:
         csv.DictWriter(copy, ROWS[0]).writeheader()
         csv.DictWriter(copy, ROWS[0]).writerows(ROWS)
@@ -62,18 +66,78 @@ def test_difficulty_claims(house):
     near = np.zeros((2, 4, 20), int)
     near[0, 2], near[0, 3] = 32, 90                                      # 32 of 40 HS, 90 of 300 pixels
     record.arrays.update(sets=sets, near=near)
-    ev = tables.Evidence(tables.profile("camvid-lite"), {"study-difficulty": record})
-    row = lambda claimed: {"claimed": claimed}
-    assert claims._easy_classes(ev, row("text|es-share-at-least|value"), ["study-difficulty"]) == ("reproduced", "2 of 3 classes")
-    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"]) == ("reproduced", "80 % of HS within 3 pixels, 30 % of all pixels")
+    judge = lambda test, address: claims._count(test, record, published(*address).value)
+    hard = ("hard boundary", ("text", "hs-on-boundary"))
+    assert judge("easy classes", ("text", "es-share-at-least")) == ("reproduced", "2 of 3 classes")
+    assert judge(*hard) == ("reproduced", "80 % of HS within 3 pixels, 30 % of all pixels")
     near[0, 2] = 14
-    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"])[0] == "in part"
+    assert judge(*hard)[0] == "in part"
     near[0, 2] = 8
-    assert claims._hard_boundary(ev, row("text|hs-on-boundary|value"), ["study-difficulty"])[0] == "not"
+    assert judge(*hard)[0] == "not"
+    with pytest.raises(ValueError, match="unknown test 'hardness'"):
+        claims._count("hardness", record, None)
+
+
+@pytest.mark.parametrize("times, said", [((5, 6, 7, 8, 9, 10), "reproduced"), ((8, 9, 10, 5, 6, 7), "not"), ((5, 6, 9, 8, 9, 10), "not shown")])
+def test_faster_needs_quartiles_apart(house, times, said):
+    """Times of two systems count only where their quartiles do not overlap."""
+    rows = [dict(zip(("system", "ms_low", "ms", "ms_high"), (name, *times[3 * i:3 * i + 3]))) for i, name in enumerate(("lc-0.985", "segnet"))]
+    folder = house / "results" / "camvid-lite" / "bench"
+    folder.mkdir(parents=True)
+    (folder / "systems-test.json").write_text(json.dumps({"device": "test", "rows": rows}))
+    ev = tables.Evidence(tables.profile("camvid-lite"), {})
+    assert claims._compare("faster", ev, ["lc-0.985", "segnet"], None)[0] == said
+    assert not benchmark.missing(ev, "time:segnet") and benchmark.missing(ev, "time:deeplab-v2")
+
+
+def test_what_an_option_adds(house):
+    """A study's last variant against its first, with its interval; the sign decides."""
+    record = fake_record("camvid-lite", "lc-0.985", study={"variants": ["one scale", "three scales"], "miou": [0.5, 0.6], "seconds": [1, 3]})
+    better = record.arrays["confusions_val"] + 40 * np.eye(3, dtype=int)
+    record.arrays["confusions"] = np.stack([record.arrays["confusions_val"], better])
+    said, number = claims._count("adds", record, 1.3)
+    assert said == "reproduced" and number.startswith("three scales over one scale: +") and number.endswith("paper +1.30")
+    record.arrays["confusions"] = record.arrays["confusions"][::-1]
+    assert claims._count("adds", record, 1.3)[0] == "not"
+
+
+LINES = claims.listed("coverage")
+COMING = {"fcn8s", "segnet", "deeplab", "deeplab-v2", "dilation", "crf-rnn", "lc-aspp", "study-multiscale", "study-crf",
+          *(f"{net}-{run}" for net in ("vgg16", "resnet101") for run in ("initial", "dsn", "lc"))}
+
+
+def test_nothing_of_the_paper_is_without_a_line():
+    """Every row of the published tables, once, and every panel of Figures 1 to 7."""
+    rows = list(dict.fromkeys((f"Table {t}" if t.isdigit() else t.capitalize(), row) for t, row, _ in all_published() if t != "text"))
+    found = [(line["where"], line["row"]) for line in LINES]
+    assert sorted(place for place in found if not place[0].startswith("Figure")) == sorted(rows)
+    panels = [row.split(":")[0].split()[0] for where, row in found if where.startswith("Figure")]
+    assert set(panels) == {"1a", "1b", "2a", "2b", "2", "3a", "3b", "3c", "4", "5a", "5b", "6", "7a", "7b"} and panels.count("1b") == 2
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line['where']} {line['row']}")
+def test_lines_name_what_exists(line):
+    """A page of the book; runs and studies of the catalogue; kinds of timing files; what is only quoted names nothing else."""
+    made, known = line["on"].split(), set(catalogue("camvid-lite")) | COMING
+    assert (paths.ROOT / "book" / f"{line['page']}.ipynb").exists() and made
+    assert made == ["published"] or all(
+        word in known | {"model"} or re.fullmatch(r"bench:(region|network|cascade|systems)", word)
+        or word.startswith("time:") and word[5:] in known | {"vgg16", "resnet101"} for word in made)
+
+
+def test_coverage_follows_the_records(house, monkeypatch):
+    """Done with all records there, missing by name without, quoted rows as such."""
+    monkeypatch.setattr(benchmark, "listed", lambda name: [
+        {"where": "Table 2", "row": "LC", "page": "methods", "on": on, "note": note} for on, note in
+        (("lc-0.985", ""), ("lc-0.985 dsn time:segnet", ""), ("published", ""), ("bench:network", "on a CPU"), ("model", ""))])
+    table = benchmark.coverage(tables.Evidence(tables.profile("camvid-lite"), {"lc-0.985": fake_record("camvid-lite", "lc-0.985")}))
+    assert list(table["state"]) == ["done", "missing: dsn, time:segnet", "published row only", "missing: bench:network (on a CPU)", "done"]
+    assert "records/lc-0.985-" in table["records"][1]
+    assert benchmark.summary(table) == "Of 5 table rows and figure panels: 2 done, 2 missing, 1 published row only."
 
 
 def test_facts_hold():
     """What needs no run: the label map's size, the parameters, and the labels of VOC 2012."""
-    assert claims._label_map({}) == ("reproduced", "21 x 64 x 64")
-    assert claims._voc_lists({})[0] == "reproduced"
-    assert claims._parameters({"claimed": "6|IRNet-LC|params"})[0] == "in part"
+    assert claims._fact("label map", "", None) == ("reproduced", "21 x 64 x 64")
+    assert claims._fact("voc lists", "", None)[0] == "reproduced"
+    assert claims._fact("parameters", "", published("6", "IRNet-LC", "params").value)[0] == "in part"

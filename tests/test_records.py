@@ -97,20 +97,13 @@ def test_source_hash_sees_code_but_not_comments():
 
 @pytest.mark.parametrize("profile, allowed", [("smoke", False), ("shapes", False), ("camvid-lite", True)])
 def test_only_real_evidence_stands_beside_the_paper(house, profile, allowed):
-    """Smoke and procedural numbers are refused a column next to the paper's; pages get two tables instead."""
+    """Smoke and procedural numbers are kept out of the columns next to the paper's; pages get two tables instead."""
     for name in ("initial", "dsn", "lc-0.985"):
         fake_record(profile, name)
     ev = tables.evidence(profile)
-    frame = pd.DataFrame({"x": {"LC": 1.0}})
-    if allowed:
-        both = tables.beside_paper(frame, frame, ev)
-        assert list(both.columns.get_level_values(0)) == ["paper", "test data 8x9 (stand-in)"]
-    else:
-        with pytest.raises(tables.TierError, match="may not stand beside the paper's"):
-            tables.beside_paper(frame, frame, ev)
     shown = tables.methods(ev)
-    assert len(shown) == (1 if allowed else 2)
-    assert all("paper" not in set(f.columns.get_level_values(0)) or allowed or len(set(f.columns.get_level_values(0))) == 1 for f in shown)
+    heads = [set(frame.columns.get_level_values(0)) for frame in shown]
+    assert heads == ([{"paper", "test data 8x9 (stand-in)"}] if allowed else [{"paper"}, {ev.label}])
 
 
 def test_tables_and_verdicts_from_records(house):

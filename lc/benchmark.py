@@ -1,0 +1,128 @@
+"""Tables 3 to 6, the poster's and the slides': other systems beside LC, under one budget; and what of the paper is covered where.
+
+results/coverage.csv has a line for each table row and figure panel, with what it is made from, in one word each: a run or study of the
+catalogue; time:NAME, a row of the systems' timing file; bench:KIND, a timing file; labels, the masks of VOC; model, the network itself;
+published, a row that is only quoted. Records that are missing leave their cells empty.
+"""
+import pandas as pd
+
+from lc import paths
+from lc.claims import link, listed
+from lc.experiments import BEST_RHO
+from lc.tables import Evidence, draws, paper_and_ours, percent, printed, speed_files, system_times
+from lc.why import MISSING, gain, words
+
+LC = f"lc-{BEST_RHO}"
+QUOTED = "published row only"
+SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet (pooling indices)", "deeplab": "DeepLab (VGG16, large field of view)",
+           "deeplab-v2": "DeepLab-v2 (ResNet-101, ASPP)", "dilation": "Dilation (front end, context module)",
+           "crf-rnn": "CRF-RNN (FCN-8s, mean field)", "irnet": "IRNet", "dsn": "DSN", LC: "LC", "lc-0.800": "LC (fast)",
+           "lc-aspp": "LC with an ASPP head"}
+FULL = ["run", "mIoU val", "mIoU test", "M parameters", "ms", "images/s"]
+HEADS = {"3": FULL, "4": FULL[:3], "5": FULL[:3], "6": FULL, "poster": ["run", "M parameters", "ms", "images/s"], "slides": FULL}
+OPTIONS = {"multi-scale": ("study-multiscale", "study-crf"), "CRF": ("study-crf", "crf-rnn"), "COCO": ()}
+BACKBONES = {"vgg16": "VGG16", "resnet101": "ResNet-101", "": "IRNet"}
+
+
+def made_from(table: str) -> dict[str, list[str]]:
+    """Rows of a published table and what each is made from."""
+    where = table.capitalize() if table in ("poster", "slides") else f"Table {table}"
+    return {row["row"]: row["on"].split() for row in listed("coverage") if row["where"] == where}
+
+
+def missing(ev: Evidence, word: str) -> bool:
+    """Whether what a word of results/coverage.csv names is not there."""
+    kind, _, name = word.partition(":")
+    if kind == "time":
+        return name not in system_times(ev.profile.name).index
+    if kind == "bench":
+        return not speed_files(name, ev.profile.name if name in ("cascade", "systems") else "")
+    if kind == "labels":
+        return not (paths.results("voc12") / "labels.json").exists()
+    return kind not in ("model", "published") and kind not in ev.records
+
+
+def coverage(ev: Evidence) -> pd.DataFrame:
+    """Each table row and figure panel: page, what it is made from, record files, state."""
+    rows = []
+    for line in listed("coverage"):
+        made = line["on"].split()
+        lacking = [word for word in made if missing(ev, word)]
+        files = [ev[name].path.name for name in made if name in ev.records]
+        state = QUOTED if made == ["published"] else f"missing: {', '.join(lacking)}" if lacking else "done"
+        rows.append({"place": line["where"], "row or panel": line["row"], "page": link(line["page"]), "made from": ", ".join(made),
+                     "records": " ".join(f'<a href="records/{file}">{file}</a>' for file in files),
+                     "state": state + (f" ({line['note']})" if line["note"] else "")})
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """How much of the paper has its live counterpart, in one sentence."""
+    kinds = table["state"].str.extract(f"^({QUOTED}|missing|done)")[0].value_counts()
+    return f"Of {len(table)} table rows and figure panels: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()) + "."
+
+
+def numbers(ev: Evidence, made: list[str]) -> dict:
+    """Our cells of a row: the run, mIoU (percent), millions of parameters, milliseconds and images per second of one image. A study
+    stands for its last variant."""
+    if made == ["published"]:
+        return {"run": QUOTED}
+    name, cells = made[0], {}
+    if name not in ev.records:
+        cells["run"] = f"{name}: {MISSING}"
+    elif "study" in ev[name].values:
+        study = ev[name]["study"]
+        cells |= {"run": f"{name}: {study['variants'][-1]}", "mIoU val": 100 * study["miou"][-1], "ms": 1e3 * study["seconds"][-1]}
+    else:
+        cells |= {"run": name, "mIoU val": percent(ev[name], "val"), "mIoU test": percent(ev[name], "test"),
+                  "M parameters": ev[name]["parameters"] / 1e6}
+    times = system_times(ev.profile.name)["ms"]
+    cells |= {"ms": times[word[5:]] for word in made if word.startswith("time:") and word[5:] in times}
+    return cells | ({"images/s": 1000 / cells["ms"]} if "ms" in cells else {})
+
+
+def table(ev: Evidence, name: str) -> list[pd.DataFrame]:
+    """A table of other systems, the paper's beside ours; of Tables 4 and 5 the means only, as our classes are others."""
+    paper, made = printed(name), made_from(name)
+    ours = pd.DataFrame({row: numbers(ev, words_) for row, words_ in made.items()}).T.reindex(columns=HEADS[name])
+    if name in "45":
+        paper = paper[["mIoU"]].rename(columns={"mIoU": "Table 4, VOC12 test" if name == "4" else "Table 5, Cityscapes test"})
+    for option in OPTIONS:
+        if option in paper:
+            paper[option] = paper[option].map({1: "yes", 0: "no"}).fillna("not disclosed")
+            ours.insert(1, option, ["" if m == ["published"] else "yes" if m[0] in OPTIONS[option] else "no" for m in made.values()])
+    return paper_and_ours(paper, ours, ev)
+
+
+def systems(ev: Evidence) -> pd.DataFrame:
+    """All systems under one budget, and LC less each of them with its interval, in points (test)."""
+    rows = {title: {**numbers(ev, [name, f"time:{name}"]), "LC less it (test)": "" if name == LC else words(gain(ev, LC, name, "test"))}
+            for name, title in SYSTEMS.items()}
+    return pd.DataFrame(rows).T.reindex(columns=[*FULL[:3], "LC less it (test)", *FULL[3:]])
+
+
+def by_class(ev: Evidence) -> pd.DataFrame:
+    """IoU of each system by class on the test images, percent (our counterpart of Tables 4 and 5)."""
+    return pd.DataFrame({title: dict(zip(ev[name]["data"]["classes"], [None if v is None else 100 * v for v in ev[name]["metrics"]["test"]["iou"]]))
+                         for name, title in SYSTEMS.items() if name in ev.records}).astype(float).T
+
+
+def backbones(ev: Evidence) -> pd.DataFrame:
+    """LC on other networks: mIoU (percent) of DSN and LC on each, LC less DSN with its interval, pixels that stages 1 and 2 decide (percent)."""
+    rows = {}
+    for prefix, title in BACKBONES.items():
+        dsn, lc = (f"{prefix}-dsn", f"{prefix}-lc") if prefix else ("dsn", LC)
+        for split in ("val", "test"):
+            cells = {row: percent(ev[name], split) for row, name in (("DSN", dsn), ("LC", lc)) if name in ev.records}
+            decided = ev[lc]["metrics"][split]["decided"] if lc in ev.records else [float("nan")] * 2
+            rows[title, split] = {**cells, "LC less DSN": words(gain(ev, lc, dsn, split)), "stage 1": 100 * decided[0], "stage 2": 100 * decided[1]}
+    return pd.DataFrame(rows).T.reindex(columns=["DSN", "LC", "LC less DSN", "stage 1", "stage 2"])
+
+
+def variants(ev: Evidence, name: str) -> pd.DataFrame | None:
+    """A study of test-time options: mIoU (percent, val), gain over its first variant with interval, seconds per image; None if not run."""
+    if name not in ev.records:
+        return None
+    study, scores = ev[name]["study"], [draws(c) for c in ev[name].arrays["confusions"]]
+    return pd.DataFrame({"mIoU": 100 * pd.Series(study["miou"]), "over the first": [words(s - scores[0]) for s in scores],
+                         "seconds per image": study["seconds"]}).set_axis(study["variants"])

@@ -1,0 +1,180 @@
+"""Why LC gains or loses: one thing changed at a time, along the halo, over seeds. Records -> frames and sentences.
+
+A cause counts by what its removal does: `moved` is the gain of LC over its control with the change, less that without, in points of
+mIoU, from paired draws over images. The rule for words is in `said`; nothing here knows which side is ahead.
+"""
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+
+from lc import cost, metrics
+from lc.cascade import build_irnet_lc
+from lc.experiments import catalogue
+from lc.tables import METHODS, Evidence, draws, interval, percent
+
+LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
+HALO = "lc-halo-2"
+MISSING = "not run yet"
+SPLITS = ("val", "test")
+CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
+          "lc-dense-read": "zeros where a window could read the stage's input", "lc-long": "too short a cascade training",
+          "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms"}
+UNTESTED = ("ImageNet pretraining (all runs start from random weights)", "full width, depth and resolution",
+            "a small loss on pixels that left early", "heads with a larger field of view",
+            "features of the stage before, or interpolation, outside a region")
+
+
+def words(drawn: np.ndarray | None) -> str:
+    """A difference with its interval, in points."""
+    return MISSING if drawn is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval(drawn))
+
+
+def gain(ev: Evidence, a: str, b: str, split: str) -> np.ndarray | None:
+    """Draws of the mIoU of run a less that of b, in points; None if one has no record."""
+    if not {a, b} <= set(ev.records):
+        return None
+    return draws(ev[a].arrays[f"confusions_{split}"]) - draws(ev[b].arrays[f"confusions_{split}"])
+
+
+def _less(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    return None if a is None or b is None else a - b
+
+
+def computed(ev: Evidence, name: str) -> tuple[list[float], bool] | None:
+    """(shares of the cells that each stage computes on val, whether exact). Records count the cells handed on; a halo computes more: as
+    much of the others as the same halo round the regions of plain LC (study-context), so not exact. None: not known."""
+    if name not in ev.records:
+        return None
+    handed, halo = ev[name]["metrics"]["val"]["handed"], ev[name]["config"]["model"]["halo"]
+    if not halo:
+        return handed, True
+    study = ev.records.get("study-context")
+    if study is None or f"halo {halo}" not in study["study"]["variants"]:
+        return None
+    bare, grown = (np.array(study["study"]["computed"][study["study"]["variants"].index(v)]) for v in ("zeros", f"halo {halo}"))
+    return (1 - (1 - np.array(handed)) * np.divide(1 - grown, 1 - bare, out=np.ones(len(bare)), where=bare < 1)).tolist(), False
+
+
+def changes(ev: Evidence) -> pd.DataFrame:
+    """One thing changed at a time: mIoU, gain over the run's control and over plain LC on both splits, cells that stages 2 and 3 compute."""
+    entries = catalogue(ev.profile.name)
+    rows = {}
+    for name, title, control in [(DSN, "", ""), (LC, "", DSN), *((e.name, e.title, e.control) for e in entries.values() if e.group == "why")]:
+        row = {("", "change"): title.partition(", ")[2] or "none"}
+        for split in SPLITS:
+            row[split, "mIoU"] = f"{percent(ev[name], split):.2f}" if name in ev.records else MISSING
+            row[split, "over control"] = words(gain(ev, name, control, split)) if control else ""
+            row[split, "over plain LC"] = words(gain(ev, name, LC, split)) if name.startswith("lc") and name != LC else ""
+        found = computed(ev, name)
+        for stage in (2, 3):
+            row["cells, % (val)", f"stage {stage}"] = f"{'' if found[1] else 'about '}{100 * found[0][stage - 1]:.0f}" if found else "not known"
+        rows[name] = {("", "control"): control, **row}
+    return pd.DataFrame(rows).T.rename_axis("run")
+
+
+def said(before: np.ndarray, after: np.ndarray) -> str:
+    """What a change says of its cause, from draws of LC's gain without and with it. A word needs an interval that leaves out zero."""
+    clear = lambda drawn: np.prod(interval(drawn)[1:]) > 0
+    if not clear(before):
+        return "no difference to explain"
+    if not clear(after - before):
+        return "ruled out: no effect shown"
+    share = 100 * (before - after)[0] / before[0]
+    if share < 0:
+        return f"ruled out: the difference grows by {-share:.0f} %"
+    return f"explains it ({share:.0f} %)" if not clear(after) or share >= 100 else f"explains part ({share:.0f} %)"
+
+
+def causes(ev: Evidence) -> pd.DataFrame:
+    """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, and what follows."""
+    entries, rows = catalogue(ev.profile.name), {}
+    for name, cause in CAUSES.items():
+        for split in SPLITS:
+            before, after = gain(ev, LC, DSN, split), gain(ev, name, entries[name].control, split)
+            verdict = MISSING if before is None or after is None else "smoke run" if ev.profile.tier == "smoke" else said(before, after)
+            rows[cause, split] = {"run": name, "gain with the change": words(after), "moved by": words(_less(after, before)), "so": verdict}
+    return pd.DataFrame(rows).T.rename_axis(["cause", "split"])
+
+
+def summary(table: pd.DataFrame) -> list[str]:
+    """The causes by what became of them; a cause counts where both splits say the same kind of thing."""
+    groups: dict[str, list[str]] = {}
+    for cause, so in table["so"].groupby(level=0, sort=False):
+        (kind, *others), said_ = so.str.split().str[0].unique(), "; ".join(f"{split}: {text}" for (_, split), text in so.items())
+        groups.setdefault("mixed" if others else kind, []).append(cause + (f" ({said_})" if kind == "explains" or others else ""))
+    heads = {"explains": "Explains it, or part of it", "mixed": "The splits disagree", "ruled": "Ruled out", "no": "No difference to explain",
+             "not": "Not run yet", "smoke": "Smoke runs, no verdict"}
+    return [f"**{head}**: {'; '.join(groups[kind])}." for kind, head in heads.items() if kind in groups] + [
+        f"**Not tested here**: {'; '.join(UNTESTED)}."]
+
+
+def account(ev: Evidence) -> str:
+    """Where plain LC's difference to the DSN comes from, on val: training and early decisions, and what a region cannot read."""
+    study, total = ev.records.get("study-context"), gain(ev, LC, DSN, "val")
+    if study is None or total is None:
+        return f"The account needs `study-context`, LC and DSN: {MISSING}."
+    whole, zeros = (draws(study.arrays["confusions"][study["study"]["variants"].index(v)]) for v in ("everything", "zeros"))
+    learned = whole - draws(ev[DSN].arrays["confusions_val"])
+    text = (f"LC less DSN on val: {words(total)} points. Let LC decide as it does but compute everything: {words(learned)}, which is what its "
+            f"training and its early decisions change. What windows find outside their region (zeros) changes the rest: {words(zeros - whole)}")
+    return text + (f", {100 * (zeros - whole)[0] / total[0]:.0f} % of the difference." if np.prod(interval(total)[1:]) > 0 else ".")
+
+
+def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
+    """mIoU (percent, val) against multiply-adds (percent of the dense network's) along the halo: trained so, and at test time only."""
+    first = next(iter(ev.records.values()))
+    model, size = build_irnet_lc(len(first["data"]["classes"]), **asdict(ev.profile.model)), first["data"]["size"]
+    stages = np.array([cost.cascade_macs(model, size, one) for one in np.eye(len(model.stages))]) / cost.dense_network_macs(model, size)
+    points = {"trained with the halo": [(k, computed(ev, name)[0], percent(ev[name], "val")) for k, name in
+              ((0, LC), *((k, f"lc-halo-{k}") for k in (1, 2, 4))) if computed(ev, name)]}
+    if "study-context" in ev.records:
+        study = ev["study-context"]["study"]
+        for i, network in enumerate(study["networks"]):
+            first = i * len(study["variants"])
+            labels = [{"zeros": "0", "everything": "all"}.get(v, v.removeprefix("halo ")) for v in study["variants"]]
+            points[f"{network}, halo at test time only"] = [
+                (label, c, 100 * m) for label, c, m in zip(labels, study["computed"][first:], study["miou"][first:]) if label != "the stage's input"]
+    return {name: pd.DataFrame({"multiply-adds, % of dense": [100 * stages @ np.array(c) for _, c, _ in rows], "mIoU": [m for *_, m in rows]},
+                               index=[k for k, *_ in rows]) for name, rows in points.items() if rows}
+
+
+def seeds(ev: Evidence) -> pd.DataFrame:
+    """Gains of LC, and of LC with a halo, over DSN and IRNet: per seed and their mean, on both splits; intervals are over images."""
+    rows = {}
+    for a, b in ((LC, DSN), (LC, IRNET), (HALO, DSN), (HALO, IRNET), (DSN, IRNET)):
+        for split in SPLITS:
+            found = {seed: gain(ev, *(n if seed == ev.profile.seeds[0] else f"{n}-seed-{seed}" for n in (a, b)), split) for seed in ev.profile.seeds}
+            there = [drawn for drawn in found.values() if drawn is not None]
+            rows[f"{a} over {b}", split] = {**{f"seed {seed}": words(drawn) for seed, drawn in found.items()}, "seeds": len(there),
+                                            "mean": words(np.mean(there, axis=0)) if there else MISSING,
+                                            "apart": f"{np.ptp([d[0] for d in there]):.2f}" if len(there) > 1 else ""}
+    return pd.DataFrame(rows).T.rename_axis(["gain", "split"])
+
+
+def by_class(ev: Evidence, split: str = "test") -> pd.DataFrame:
+    """IoU of LC and DSN by class, and LC less DSN with its interval, in percent."""
+    drawn = {name: draws(ev[name].arrays[f"confusions_{split}"], metrics.iou) for name in (LC, DSN)}
+    gains = drawn[LC] - drawn[DSN]
+    low, high = pd.DataFrame(gains[1:]).quantile([0.025, 0.975]).to_numpy()  # blind to samples without a class
+    return pd.DataFrame({"DSN": drawn[DSN][0], "LC": drawn[LC][0], "LC - DSN": gains[0], "low": low, "high": high},
+                        index=ev[LC]["data"]["classes"])
+
+
+def class_verdict(table: pd.DataFrame, split: str = "test") -> str:
+    """In which classes LC is ahead, behind, or neither."""
+    parts = []
+    for word, chosen in (("ahead", table["low"] > 0), ("behind", table["high"] < 0)):
+        names = [f"{name} ({value:+.1f})" for name, value in table.loc[chosen, "LC - DSN"].sort_values().items()]
+        parts.append(f"{word} in {len(names)} of {len(table)} classes" + (f" ({', '.join(names)})" if names else ""))
+    return f"On {split}, LC is " + " and ".join(parts) + "; elsewhere the interval holds zero."
+
+
+def readings(ev: Evidence) -> str:
+    """Both readings of what a window finds outside its region, in mIoU: trained so, and changed at test time only."""
+    parts = [f"trained so, on {split}: {words(gain(ev, 'lc-dense-read', LC, split))}" for split in SPLITS]
+    if "study-context" in ev.records:
+        study = ev["study-context"]
+        other, zeros = (draws(study.arrays["confusions"][study["study"]["variants"].index(v)]) for v in ("the stage's input", "zeros"))
+        parts.append(f"changed at test time only, on val: {words(other - zeros)}")
+    return "mIoU of LC that reads the stage's input outside a region, less that of LC that reads zeros, in points: " + "; ".join(parts) + "."

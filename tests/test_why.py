@@ -1,0 +1,134 @@
+"""Why LC gains or loses, and the other systems: what the frames and sentences say of planted records, and of missing ones."""
+import json
+
+import numpy as np
+import pytest
+
+from lc import benchmark, metrics, tables, why
+from lc.tables import Evidence, draws, profile
+from tests.conftest import fake_record
+
+LINES = benchmark.listed("coverage")
+STUDY = {"variants": ["zeros", "halo 2", "everything"], "networks": ["LC", "DSN"], "miou": [0.5] * 6,
+         "computed": [[1, 0.6, 0.4], [1, 0.8, 0.7], [1, 1, 1]] * 2}
+
+
+def evidence(**shifts) -> Evidence:
+    """Records of camvid-lite by name, `_` for `-`, `p` for `.`: points of made-up counts on the diagonal."""
+    names = {name.replace("_", "-").replace("0p", "0."): shift for name, shift in shifts.items()}
+    return Evidence(profile("camvid-lite"), {name: fake_record("camvid-lite", name, shift, parameters=1_000_000) for name, shift in names.items()})
+
+
+def planted(value: float, spread: float) -> np.ndarray:
+    return value + np.append(0, spread * np.linspace(-1, 1, 200))
+
+
+@pytest.mark.parametrize("before, after, said", [
+    ((-2, 0.3), (-0.1, 0.3), "explains it (95 %)"), ((-2, 0.3), (-1, 0.2), "explains part (50 %)"), ((2, 0.3), (1, 0.2), "explains part (50 %)"),
+    ((-2, 0.3), (1, 0.2), "explains it (150 %)"), ((-2, 0.3), (-2.05, 0.5), "ruled out: no effect shown"),
+    ((-2, 0.3), (-3, 0.2), "ruled out: the difference grows by 50 %"), ((-0.1, 0.3), (1, 0.2), "no difference to explain")])
+def test_a_cause_counts_by_what_its_removal_does(before, after, said):
+    """Losses and gains alike; nothing is said without an interval that leaves out zero."""
+    assert why.said(planted(*before), planted(*after)) == said
+
+
+def test_draws_are_the_paired_bootstrap():
+    """The shared samples give the intervals of metrics.bootstrap_miou, in percent."""
+    first, second = (np.random.default_rng(seed).integers(1, 30, (12, 4, 4)) for seed in (1, 2))
+    assert np.allclose(tables.interval(draws(first) - draws(second)), 100 * np.array(metrics.bootstrap_miou(first, second)))
+
+
+def test_missing_runs_say_so(house):
+    """With nothing but LC and DSN, every table renders, and each change is not run yet."""
+    ev = evidence(dsn=0, lc_0p985=40)
+    table, found = why.changes(ev), why.causes(ev)
+    assert table.loc["lc-0.985", ("val", "over control")].startswith("+") and (table.loc["lc-halo-2", "val"] == why.MISSING).all()
+    assert set(found["so"]) == {why.MISSING} and why.summary(found)[0].startswith("**Not run yet**: context missing")
+    assert why.MISSING in why.account(ev) and why.MISSING in why.readings(ev)
+    assert list(why.halo_points(ev)) == ["trained with the halo"] and list(why.seeds(ev).loc[("lc-0.985 over dsn", "val"), ["seed 1", "seeds"]]) == [why.MISSING, 1]
+
+
+def test_causes_and_summary(house):
+    """A change that brings LC level with its control explains the difference; one that moves nothing is ruled out."""
+    ev = evidence(dsn=40, lc_0p985=0, lc_halo_2=40, dsn_long=40, lc_long=0)
+    found = why.causes(ev)
+    so = found.reset_index().set_index(["run", "split"])["so"]
+    assert so["lc-halo-2", "val"] == so["lc-halo-2", "test"] == "explains it (100 %)" and so["lc-long", "val"].startswith("ruled out")
+    lines = why.summary(found)
+    assert lines[0].startswith("**Explains it, or part of it**: context missing at region borders (2 cells given back) (val: explains it")
+    assert lines[1] == "**Ruled out**: too short a cascade training."
+    ev["lc-long"].arrays["confusions_test"] = ev["dsn-long"].arrays["confusions_test"]
+    assert why.summary(why.causes(ev))[1].startswith("**The splits disagree**: too short a cascade training (val: ruled out: no effect shown; test: explains")
+
+
+def test_account_adds_up(house):
+    """What training and decisions change, and what windows cannot read, make the whole; all read from per-image counts."""
+    ev = evidence(dsn=20, lc_0p985=0, study_context=0)
+    lc, dsn = (ev[name].arrays["confusions_val"] for name in ("lc-0.985", "dsn"))
+    ev["study-context"].values["study"] = STUDY
+    ev["study-context"].arrays["confusions"] = np.stack([lc, lc, dsn] * 2)
+    text = why.account(ev)
+    assert text.count(why.words(draws(lc) - draws(dsn))) == 2 and "+0.00 [+0.00, +0.00]" in text and "100 % of the difference" in text
+
+
+def test_cells_that_a_halo_computes(house):
+    """Exact without a halo; with one, the share of the other cells that the same halo computes round plain LC's regions."""
+    ev = evidence(dsn=0, lc_0p985=0, lc_halo_2=0, study_context=0)
+    ev["study-context"].values["study"] = STUDY
+    assert why.computed(ev, "lc-0.985") == ([1, 0.6, 0.4], True) and why.computed(ev, "lc-halo-4") is None
+    shares, exact = why.computed(ev, "lc-halo-2")
+    assert np.allclose(shares, [1, 0.8, 0.7]) and not exact and why.changes(ev).loc["lc-halo-2", ("cells, % (val)", "stage 3")] == "about 70"
+    assert list(why.halo_points(ev)["trained with the halo"].index) == [0, 2]
+
+
+def test_seeds_have_a_mean(house):
+    """Gain per seed, their mean, and how far they are apart."""
+    ev = evidence(dsn=0, lc_0p985=40, **{"dsn_seed_1": 0, "lc_0p985_seed_1": 0})
+    row = why.seeds(ev).loc["lc-0.985 over dsn", "test"]
+    assert row["seed 1"] == "+0.00 [+0.00, +0.00]" and row["seeds"] == 2 and float(row["mean"].split()[0]) == pytest.approx(float(row["apart"]) / 2, abs=0.02)
+
+
+def test_where_lc_differs(house):
+    """A class that gains is named ahead, one without a difference is not named."""
+    ev = evidence(dsn=0, lc_0p985=0)
+    ev["lc-0.985"].arrays["confusions_test"] = ev["dsn"].arrays["confusions_test"] + np.diag([0, 90, 0])
+    table = why.by_class(ev)
+    assert table.loc["b", "low"] > 0 and table.loc["a", "LC - DSN"] == 0
+    assert why.class_verdict(table).startswith("On test, LC is ahead in 1 of 3 classes (b (+") and "behind in 0 of 3 classes;" in why.class_verdict(table)
+
+
+@pytest.mark.parametrize("name", ["3", "4", "5", "6", "poster", "slides"])
+def test_tables_of_systems(house, monkeypatch, name):
+    """Rows are the paper's; a run that is there is named, one that is not says so, quoted rows are marked; no system, no crash."""
+    ev = evidence(dsn=0, lc_0p985=40)
+    monkeypatch.setattr(benchmark, "listed", lambda _: LINES)
+    frame = benchmark.table(ev, name)[0]
+    ours = frame[ev.label]["run"]
+    assert list(frame.index) == list(tables.printed(name).index) and ours.notna().all()
+    assert "SegNet" not in frame.index or ours["SegNet"] == "segnet: not run yet"
+    assert "LC" not in frame.index or ours["LC"] == "lc-0.985"
+    assert "Adelaide" not in frame.index or ours["Adelaide"] == "published row only"
+    if name in "45":
+        assert list(frame["paper"]) == [f"Table {name}, {'VOC12' if name == '4' else 'Cityscapes'} test"]
+    if name == "6":
+        assert list(frame[ev.label].loc["IRNet-LC multi-scale CRF", ["multi-scale", "CRF"]]) == ["yes", "yes"]
+
+
+def test_times_reach_the_tables(house, monkeypatch):
+    """Milliseconds come from the systems' file of the device; a study brings its own seconds; Fig. 7a gets its outside points."""
+    monkeypatch.setattr(benchmark, "listed", lambda _: LINES)
+    folder = house / "results" / "camvid-lite" / "bench"
+    folder.mkdir(parents=True)
+    rows = [{"system": "segnet", "ms": 8.0, "ms_low": 7, "ms_high": 9, "parameters": 5}]
+    (folder / "systems-test.json").write_text(json.dumps({"device": "test", "rows": rows}))
+    ev = evidence(dsn=0, lc_0p985=40)
+    ev.records["segnet"] = fake_record("camvid-lite", "irnet", parameters=5_000_000)
+    ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["none", "CRF"], "miou": [0.5, 0.6], "seconds": [1, 2]})
+    row = benchmark.table(ev, "3")[0][ev.label].loc["SegNet"]
+    assert (row["ms"], row["images/s"], row["M parameters"]) == (8, 125, 5)
+    assert list(benchmark.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val", "images/s"]]) == ["study-crf: CRF", 60, 0.5]
+    bench = {"experiment": "lc-0.985", "device": "test", "rows": [{"rho": rho, "ms": 1, "ms_low": 1, "ms_high": 1, "speedup": 1, "stage_ms": [1]}
+                                                                  for rho in (None, *map(float, tables.columns("1", "mIoU")))]}
+    points = tables.speed_points(ev, bench)
+    assert list(points)[-1] == "segnet" and points["segnet"].loc["segnet", "ms"] == 8 and len(points) == 3
+    assert len(tables.speed_points(ev, {**bench, "device": "another"})) == 2
