@@ -141,7 +141,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 
 
 @torch.no_grad()
-def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 9, grid: tuple[int, int] | None = None, chain: int = 5,
+def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, grid: tuple[int, int] | None = None, chain: int = 3,
            static: bool | None = None) -> Path:
     """IRNet-B and -C blocks, full width: `chain` blocks on one region, index building included, against the dense block. On a CPU also
     the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU)."""
@@ -231,9 +231,9 @@ def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: 
     return lambda masks: partial(rows, masks)
 
 
-def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (256, 256), batch: int = 2, **architecture) -> Path:
+def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (256, 256), batch: int = 1, **architecture) -> Path:
     """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same
-    losses): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output)."""
+    losses; torch.compile of it on a GPU only: on a CPU it took minutes to compile a small network, and made it no faster): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output)."""
     torch.manual_seed(0)
     rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase()
     model = build_irnet_lc(21, **architecture).to(device, memory_format=torch.channels_last)
@@ -256,7 +256,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
         masks = [blob(share, grid, 0, batch).to(device) for share in left]
         shares = [1.0, *(mask.float().mean().item() for mask in masks)]
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in masks]),
-                 "torch.compile": partial(step, net, x, None, torch.compile(net)), "region": partial(step, net, x, masks)}
+                 **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": partial(step, net, x, masks)}
         macs = [(row["macs"], shares[row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
         rows.append({"layer": part, "rho": float(rho), "active": shares[1:], **_compare(_alternate(calls, repeats, device), ideal),

@@ -24,8 +24,11 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends
 
 
 def prepare(model: LayerCascade) -> LayerCascade:
-    """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone."""
+    """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone. Regions that
+    read the dense map outside themselves have no faster form: their batch norms are folded, no more."""
     model = fold(model)
+    if model.reading == "dense":
+        return model
     for number, stage in enumerate(model.stages[1:], start=1):
         model.stages[number] = FastStage(OrderedDict((name, _quick(part)) for name, part in stage.named_children()))
     return model

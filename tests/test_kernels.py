@@ -1,17 +1,21 @@
 """The Triton kernels, in Triton's interpreter on a CPU: they agree with the contract, and their forward with the cascade's."""
 import os
+import subprocess
+import sys
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
+import json
+
 import pytest
 import torch
-from torch.nn import functional as F
 
 kernels = pytest.importorskip("lc.kernels")
 
 from lc.region import Region
 from lc.region_conv import RegionTensor, region_conv2d_reference, region_max_pool2d
-from test_fast import model  # noqa: F401 (a fixture)
+from lc import bench
+from test_fast import SMALL, model, unhurried  # noqa: F401 (fixtures)
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 
@@ -89,3 +93,26 @@ def test_forward_in_static_buffers(model, images, quantile):  # noqa: F811
     assert torch.equal(decided, expected.decided)
     if quantile:
         assert 0 < expected.shares[2] < 1
+
+
+def test_benches_of_a_gpu_run_through(unhurried, tmp_path):  # noqa: F811
+    """The code that a GPU is timed with, in the interpreter: every form agrees with the plain modules, or it would stop."""
+    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True).read_text())
+    assert len(values["rows"]) == 4 and all("gap" not in row and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
+    values = json.loads(bench.network(tmp_path / "y.json", repeats=1, static=True, settings=[(torch.float32, 2, (64, 64))], **SMALL).read_text())
+    assert len(values["rows"]) == 2 and all(row["same_labels"] == 1 and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
+
+
+def test_compiles_for_a_gpu():
+    """Triton's compiler takes the kernel for an H100's architecture, with tensor cores, though no GPU is here."""
+    code = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from lc.kernels import _convolve
+kernel, constants = _convolve.fn, dict(KW=3, TAPS=9, DY=2, DX=2, RELU=True, ADD=True, PRECISION="ieee", WIDEN=False, ROWS=128, COLS=64, DEPTH=32)
+kinds = ["*bf16"] * 4 + ["*i32"] * 3 + ["i32"] * (len(kernel.arg_names) - 7)
+signature = {name: "constexpr" if name in constants else kind for name, kind in zip(kernel.arg_names, kinds)}
+found = compile(ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}), target=GPUTarget("cuda", 90, 32))
+print("wgmma" in found.asm["ptx"], len(found.asm["cubin"]) > 1000)"""
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "True"], run.stderr
