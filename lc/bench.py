@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -142,13 +143,13 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 
 @torch.no_grad()
 def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, grid: tuple[int, int] | None = None, chain: int = 3,
-           static: bool | None = None) -> Path:
+           static: bool | None = None, width: float = 1.0) -> Path:
     """IRNet-B and -C blocks, full width: `chain` blocks on one region, index building included, against the dense block. On a CPU also
     the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU)."""
     torch.manual_seed(0)
     rows, absent, static = [], {}, device.type == "cuda" if static is None else static
     for (dtype, batch, size), name in itertools.product(SETTINGS[device.type], ("irnet_b", "irnet_c")):
-        block = irnet(1.0, (1, 1, 1))[name].eval().requires_grad_(False).to(device)[0]
+        block = irnet(width, (1, 1, 1))[name].eval().requires_grad_(False).to(device)[0]
         folded = fast.fold(block)
         on_size = grid or tuple(side // STRIDE for side in size)
         x = torch.randn(batch, block.project.out_channels, *on_size, device=device).to(memory_format=torch.channels_last)
@@ -293,3 +294,17 @@ def loader(profile_name: str, root, device: torch.device, target: Path | None = 
     rows = [{"part": name, "images_s": mid, "images_s_low": low, "images_s_high": high} for name, (low, mid, high) in spread.items()]
     return _write("loader", device, {"profile": profile_name, "batch": len(image), "size": list(image.shape[2:]), "amp": str(amp), "repeats": repeats,
                                      "decoded_images_s": decoded, "rows": rows}, target)
+
+
+def frame(bench: dict, part: str | None) -> pd.DataFrame:
+    """One entry of each row (forms_ms, differences, gap, peak_bytes, stage_ms) as a table, or the rows themselves (None)."""
+    whose = [{name: ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[name])) if name == "active" else row[name]
+              for name in ("layer", "rho", "active", "part") if name in row} for row in bench["rows"]]
+    values = [{k: v for k, v in row.items() if k not in who} if part is None else
+              row[part] if isinstance(row[part], dict) else {f"stage {i}": v for i, v in enumerate(row[part], start=1)} for who, row in zip(whose, bench["rows"])]
+    return pd.DataFrame(values, index=pd.MultiIndex.from_frame(pd.DataFrame(whose)))
+
+
+def absentees(bench: dict) -> str:
+    """Which opponents were not timed, and why, in a sentence."""
+    return "Not timed: " + "; ".join(f"{name} ({why})" for name, why in bench["absent"].items()) + "." if bench["absent"] else "Every opponent ran."

@@ -97,7 +97,7 @@ def test_forward_in_static_buffers(model, images, quantile):  # noqa: F811
 
 def test_benches_of_a_gpu_run_through(unhurried, tmp_path):  # noqa: F811
     """The code that a GPU is timed with, in the interpreter: every form agrees with the plain modules, or it would stop."""
-    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True).read_text())
+    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True, width=0.125).read_text())
     assert len(values["rows"]) == 4 and all("gap" not in row and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
     values = json.loads(bench.network(tmp_path / "y.json", repeats=1, static=True, settings=[(torch.float32, 2, (64, 64))], **SMALL).read_text())
     assert len(values["rows"]) == 2 and all(row["same_labels"] == 1 and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
