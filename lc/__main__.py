@@ -102,26 +102,26 @@ def train(args) -> None:
 
 
 def bench(args) -> None:
-    """Time against the dense network, and write a file that names the device: a trained cascade at each rho (default), single blocks
-    on regions (`region`), or the full network at the paper's pixel shares (`network`)."""
+    """Time against the fastest dense form, and write a file that names the device: a trained cascade at each rho (default), single blocks
+    on regions (`region`), the full network (`network`) and a training step (`training`) at the paper's pixel shares, or the loader."""
     from lc import bench as timing
-    if args.kind != "cascade":
-        print({"region": timing.region, "network": timing.network}[args.kind](args.json))
-        return
+    device, chosen = _device(args.device), {"repeats": args.repeats} if args.repeats else {}
     name, _ = _resolve(args.profile)
-    print(timing.run(name, args.experiment, args.data, _device(args.device), args.images, args.repeats, args.json))
+    call = {"cascade": lambda: timing.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
+            "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen)}
+    print(call.get(args.kind, lambda: getattr(timing, args.kind)(args.json, device, **chosen))())
 
 
 def predict(args) -> None:
     """Label, stage and confidence maps of images, as PNG overlays."""
     check_rho(args.rho)
+    from lc import fast, runs
     from lc import predict as predictor
-    from lc import runs
     name = args.profile or "camvid-lite"
     images = predictor.read_images(args.images)  # all of them, before anything is written
     model, spec = runs.trained(name, args.experiment, _device(args.device))
     height = args.height or round(experiments.profile(name).train.crop[0])
-    for path in predictor.write_overlays(images, args.out, model, spec, args.rho, height):
+    for path in predictor.write_overlays(images, args.out, fast.prepare(model), spec, args.rho, height):
         print(path)
 
 
@@ -139,6 +139,20 @@ def export(args) -> None:
     out = args.out or paths.build(name) / "export" / f"{args.experiment}-{args.split}"
     archive, miou = exporter.export(args.format, args.split, samples, *runs.trained(name, args.experiment, _device(args.device)), rho, out)
     print(f"{archive}: {args.split}, rho = {rho:g}" + ("" if miou is None else f", mIoU {miou:.4f} counted from its files"))
+
+
+def video(args) -> None:
+    """Label and stage overlays of a folder of frames or a video file, at a chosen rho or a target in frames per second."""
+    check_rho(args.rho)
+    if args.fps is not None and not args.fps > 0:
+        raise InputError(f"--fps must be greater than 0, got {args.fps:g}")
+    from lc import predict as predictor
+    from lc import runs
+    name = args.profile or "camvid-lite"
+    model, spec = runs.trained(name, args.experiment, _device(args.device))
+    height = args.height or round(experiments.profile(name).train.crop[0])
+    predictor.video(args.source, args.out, model, spec, args.rho, args.fps, height)
+    print(args.out)
 
 
 def table(args) -> None:
@@ -217,17 +231,19 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
     sub = add("bench", bench, "profile", "data", "device")
-    sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network"))
+    sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network", "training", "loader"))
     sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
     sub.add_argument("--images", type=int, default=10)
-    sub.add_argument("--repeats", type=int, default=5)
+    sub.add_argument("--repeats", type=int, help="rounds after the warm-up (default: 5 to 9, by kind)")
     sub.add_argument("--json", type=Path, metavar="FILE")
-    sub = add("predict", predict, "profile", "device")
-    sub.add_argument("images", nargs="+")
-    sub.add_argument("--rho", type=float, default=float(experiments.BEST_RHO))
-    sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
-    sub.add_argument("--height", type=int, help="rows the network sees (default: what it was trained on)")
-    sub.add_argument("--out", type=Path, default=Path("build/predict"))
+    for call in (predict, video):
+        sub = add(call.__name__, call, "profile", "device")
+        sub.add_argument("--rho", type=float, default=float(experiments.BEST_RHO))
+        sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
+        sub.add_argument("--height", type=int, help="rows the network sees (default: what it was trained on)")
+        sub.add_argument("--out", type=Path, default=Path("build") / call.__name__)
+        sub.add_argument(*(["images"] if call is predict else ["source"]), **({"nargs": "+"} if call is predict else {"type": Path}))
+    sub.add_argument("--fps", type=float, help="pick rho for this many frames per second, measured on the first frames, instead of --rho")
     sub = add("export", export, "profile", "data", "device")
     sub.add_argument("--format", required=True, choices=("voc", "cityscapes"), help="whose evaluation server")
     sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")

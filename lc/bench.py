@@ -1,28 +1,44 @@
 """`lc bench`: measure, and write the timing file that pages read. Time depends on the device, so its name is in the file's.
 
-The dense opponent is the fastest of these forms: folded batch norms in channels last (lc.fast.fold), the region side's own code
-(lc.fast.prepare) with every pixel active, and for the network the first with the last stage of the second.
+The dense opponent is the fastest of these forms: folded batch norms in channels last (lc.fast.fold), torch.compile of that, ONNX Runtime
+and OpenVINO where they are installed (a CUDA graph on a GPU), the region side's own code (lc.fast.prepare, lc.kernels) with every pixel
+active, and for the network the first with the last stage of our own. All give the reference's output to TOLERANCE, or the bench stops.
 """
+import itertools
 import json
 import re
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lc import cost, fast, paths, records, runs
 from lc.backbone import irnet
-from lc.cascade import LayerCascade, build_irnet_lc
-from lc.data import SegmentationSet, to_input
+from lc.cascade import STRIDE, LayerCascade, build_irnet_lc
+from lc.config import Phase, TrainConfig
+from lc.data import SegmentationSet, TrainingSamples, epoch_loader, to_input
 from lc.experiments import experiment
 from lc.errors import InputError
+from lc.opponents import dense_forms, difference
 from lc.paper import columns, published
 from lc.region import Region
 from lc.region_conv import RegionTensor
+from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
+
+CPU = torch.device("cpu")
+NOISY = 0.15  # interquartile range over median, of the dense side and of the speed-up, above which a machine is too noisy to tell
+SHARES = (1.0, 0.77, 0.5, 0.44, 0.25)
+SETTINGS = {"cpu": [(torch.float32, 1, (512, 512))],  # dtype, batch, image size
+            "cuda": [(dtype, batch, size) for dtype in (torch.bfloat16, torch.float16) for batch in (1, 16) for size in ((512, 512), (1024, 2048))]}
 
 
 def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None) -> Path:
@@ -41,7 +57,7 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
     return _write("cascade", device, values, target, paths.results(profile_name) / "bench")
 
 
-def _write(kind: str, device: torch.device, values: dict, target: Path | None, folder: Path) -> Path:
+def _write(kind: str, device: torch.device, values: dict, target: Path | None, folder: Path = paths.ROOT / "results" / "bench") -> Path:
     values = {"schema": records.SCHEMA, "kind": kind, **records.provenance(runs.device_name(device), "fast"),
               "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dtype": "float32", "threads": torch.get_num_threads(), **values}
     slug = re.sub(r"[^a-z0-9]+", "-", values["device"].lower()).strip("-")
@@ -50,103 +66,245 @@ def _write(kind: str, device: torch.device, values: dict, target: Path | None, f
     return target
 
 
-NOISY = 0.15  # interquartile range over median of the dense side above which a machine is too noisy to tell
-SHARES = (1.0, 0.77, 0.5, 0.44, 0.25)
-
-
-def blob(share: float, size: tuple[int, int], seed: int) -> Tensor:
-    """(1, H, W) bool: a region of that share in smooth blobs, as cascades leave them."""
+def blob(share: float, size: tuple[int, int], seed: int, images: int = 1) -> Tensor:
+    """(N, H, W) bool: a region of that share in smooth blobs, as cascades leave them."""
     if share >= 1:
-        return torch.ones(1, *size, dtype=torch.bool)
-    coarse = torch.randn(1, 1, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(seed))
-    smooth = F.interpolate(coarse, size, mode="bicubic")[0]
-    return smooth < smooth.flatten().quantile(share)
+        return torch.ones(images, *size, dtype=torch.bool)
+    coarse = torch.randn(images, 1, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(seed))
+    smooth = F.interpolate(coarse, size, mode="bicubic")[:, 0]
+    return smooth < np.quantile(smooth.numpy(), share)
 
 
-def _alternate(contestants: dict, repeats: int) -> dict[object, np.ndarray]:
+@contextmanager
+def given(masks: list[Tensor] | None):
+    """Within the block cascades hand these pixels (if any are given) to stages 2, 3, ..., whatever they are sure of: the reason takes no time."""
+    turn = itertools.cycle(masks or ())
+    with mock.patch("lc.cascade.undecided", lambda *_: next(turn)) if masks else nullcontext():
+        yield
+
+
+def _alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> dict[object, np.ndarray]:
     """Milliseconds of each contestant, measured in turns; one round warms up."""
     samples = {name: [] for name in contestants}
     for repeat in range(-1, repeats):
         for name, call in contestants.items():
-            start = cost._now(torch.device("cpu"))
+            start = cost._now(device)
             call()
             if repeat >= 0:
-                samples[name].append(1e3 * (cost._now(torch.device("cpu")) - start))
+                samples[name].append(1e3 * (cost._now(device) - start))
     return {name: np.array(values) for name, values in samples.items()}
 
 
 def _compare(found: dict[str, np.ndarray], ideal: float) -> dict:
-    """The region side against the fastest of the others; InputError if that one was too noisy."""
+    """The region side against the fastest of the others; InputError if that one, or the speed-up, was too noisy."""
     dense = min((name for name in found if name != "region"), key=lambda name: np.median(found[name]))
-    low, high = np.quantile(found[dense], [0.25, 0.75])
-    if (high - low) / np.median(found[dense]) > NOISY:
-        raise InputError(f"this machine is too noisy to tell: the dense side's quartiles are {low:.0f} and {high:.0f} ms; run it again when nothing else runs")
     ratios = found[dense] / found["region"]
-    low, high = np.quantile(ratios, [0.25, 0.75])
+    for what, values, unit in (("dense side", found[dense], "ms"), ("speed-up", ratios, "x")):
+        low, high = np.quantile(values, [0.25, 0.75])
+        if (high - low) / np.median(values) > NOISY:
+            raise InputError(f"this machine is too noisy to tell: the {what}'s quartiles are {low:.3g} and {high:.3g} {unit}; run it again when nothing else runs")
     return {"dense_form": dense, "dense_ms": float(np.median(found[dense])), "region_ms": float(np.median(found["region"])), "speedup": float(np.median(ratios)),
-            "speedup_low": float(low), "speedup_high": float(high), "ideal": ideal, "ratio": float(np.median(ratios) / ideal)}
+            "speedup_low": float(low), "speedup_high": float(high), "ideal": ideal, "ratio": float(np.median(ratios) / ideal),
+            "forms_ms": {name: float(np.median(values)) for name, values in found.items()}}
+
+
+def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> Callable[[Tensor | Region], Callable]:
+    """From a region of x to the call that computes `chain` blocks on it, index building included; static: in device buffers."""
+    def rows(region: Tensor | Region) -> RegionTensor:
+        part = RegionTensor.select(x, region if isinstance(region, Region) else Region(region))
+        for _ in range(chain):
+            part = quick(part)
+        return part
+
+    if not static:
+        return lambda region: partial(rows, region)
+    from lc import kernels
+    block, flat, every = kernels.DeviceMixed(quick, x.dtype), x.permute(0, 2, 3, 1).flatten(0, 2), torch.arange(x[:, 0].numel(), dtype=torch.int32, device=x.device)
+
+    def buffers(mask: Tensor) -> tuple[kernels.DeviceRegion, Tensor]:
+        region = kernels.DeviceRegion.of(mask)
+        values = kernels.pool(flat, every, region, torch.empty_like(flat, memory_format=torch.contiguous_format))
+        for _ in range(chain):
+            values = block(values, region)
+        return region, values
+    return lambda mask: partial(kernels.capture(buffers, mask), mask)
+
+
+def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Callable]:
+    """The region side on a CPU without one of its costs: its index made before; no gathering either; only the calls, on 8 channels."""
+    ready, zeros, narrow = Region(mask), cache(torch.zeros), fast.fold(irnet(0.001, (1, 1, 1))[name].eval()[0])
+    few, pixels = torch.zeros(1, narrow.project.out_channels, 4, 4), Region(torch.ones(1, 4, 4, dtype=torch.bool))
+
+    def ungathered() -> None:
+        with mock.patch.object(fast, "_windows", lambda rows, table: zeros(len(table), table.shape[1] * rows.shape[1])):
+            on(ready)()
+    return {"without index": on(ready), "without index, gathering": ungathered, "calls": _chain_on(fast.FastResidual(narrow), few, chain, False)(pixels)}
 
 
 @torch.no_grad()
-def region(target: Path | None = None, repeats: int = 9, size: tuple[int, int] = (64, 64), chain: int = 5) -> Path:
-    """IRNet-B and -C blocks, full width: `chain` blocks on one region, index building included, against the folded dense block."""
+def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, grid: tuple[int, int] | None = None, chain: int = 3,
+           static: bool | None = None, width: float = 1.0) -> Path:
+    """IRNet-B and -C blocks, full width: `chain` blocks on one region, index building included, against the dense block. On a CPU also
+    the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU)."""
     torch.manual_seed(0)
-    rows = []
-    for name in ("irnet_b", "irnet_c"):
-        block = irnet(1.0, (1, 1, 1))[name].eval()
-        holder = torch.nn.Sequential(block[0])
-        fast._fold(holder)
-        dense, quick = holder[0].requires_grad_(False), fast.FastResidual(holder[0])
-        x = torch.randn(1, dense.project.out_channels, *size).to(memory_format=torch.channels_last)
-
-        def on_region(mask: Tensor) -> None:
-            part = RegionTensor.select(x, Region(mask))
-            for _ in range(chain):
-                part = quick(part)
-
-        def densely() -> None:
-            y = x
-            for _ in range(chain):
-                y = dense(y)
-
+    rows, absent, static = [], {}, device.type == "cuda" if static is None else static
+    for (dtype, batch, size), name in itertools.product(SETTINGS[device.type], ("irnet_b", "irnet_c")):
+        block = irnet(width, (1, 1, 1))[name].eval().requires_grad_(False).to(device)[0]
+        folded = fast.fold(block)
+        on_size = grid or tuple(side // STRIDE for side in size)
+        x = torch.randn(batch, block.project.out_channels, *on_size, device=device).to(memory_format=torch.channels_last)
+        on = _chain_on(fast.FastResidual(folded), x.to(dtype), chain, static)
+        dense, absent = dense_forms(nn.Sequential(*chain * [folded]).to(dtype, memory_format=torch.channels_last), x.to(dtype))
+        full = blob(1.0, on_size, 0, batch).to(device)
+        differences = {form: difference(call, nn.Sequential(*chain * [block])(x), form) for form, call in dense.items()}
         for share in SHARES:
-            mask = blob(share, size, seed=len(rows))
-            active = mask.float().mean().item()
-            found = _alternate({"folded": densely, "all active": lambda: on_region(blob(1.0, size, 0)), "region": lambda: on_region(mask)}, repeats)
-            rows.append({"layer": name, "active": active, **_compare(found, 1 / active)})
-    return _write("region", torch.device("cpu"), {"size": list(size), "chain": chain, "repeats": repeats, "rows": rows}, target, paths.ROOT / "results" / "bench")
+            mask = blob(share, on_size, len(rows), batch).to(device)
+            active, call = mask.float().mean().item(), on(mask)
+            plain = RegionTensor.select(x, Region(mask))
+            for _ in range(chain):
+                plain = block(plain)
+            differences["region"] = difference(lambda: _as_map(call()), plain.dense(), "region")
+            times = _alternate({**dense, "all active": on(full), "region": call, **({} if static else _left_out(name, on, mask, chain))}, repeats, device)
+            parts = {key: times.pop(key) for key in list(times) if key.startswith(("without", "calls"))}
+            row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": on_size, **_compare(times, 1 / active), "differences": {**differences}}
+            rows.append(row | ({} if static else {"gap": _gap(row, parts)}))
+    return _write("region", device, {"size": rows[0]["size"], "chain": chain, "repeats": repeats, "absent": absent, "rows": rows}, target)
 
 
-def on_masks(model: LayerCascade, image: Tensor, masks: list[Tensor]) -> Tensor:
-    """Logits of the last stage when the given pixels (and no others) are handed to stages 2, 3, ...; every head runs."""
-    x = model.stages[0](image)
-    model.heads[0](x)
-    for stage, head, mask in zip(model.stages[1:], model.heads[1:], masks):
-        x = stage(RegionTensor.select(x, Region(mask)))
-        logits = head(x)
-    return logits.dense()
+def _as_map(found) -> Tensor:
+    return found.dense() if isinstance(found, RegionTensor) else found[0].scatter(found[1])
+
+
+def _gap(row: dict, parts: dict[str, np.ndarray]) -> dict[str, float]:
+    """Milliseconds above the ideal (dense x active share), and of these for index building, gathering, and calls."""
+    without = [row["region_ms"], *(float(np.median(parts[key])) for key in ("without index", "without index, gathering"))]
+    return {"all": row["region_ms"] - row["dense_ms"] * row["active"], "index": without[0] - without[1], "gathering": without[1] - without[2],
+            "calls": float(np.median(parts["calls"]))}
 
 
 @torch.no_grad()
-def network(target: Path | None = None, repeats: int = 7, size: int = 512) -> Path:
+def network(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, static: bool | None = None, settings: list | None = None,
+            **architecture) -> Path:
     """The full IRNet-LC at the pixel shares of Table 1 (rho = 0.985 and 0.8), index building and all heads included, against the dense
-    network with its last head; random weights, as time does not depend on them. Labels are checked against the plain modules."""
+    network with its last head; random weights, as time does not depend on them. Both sides are compared with the plain modules."""
     torch.manual_seed(0)
-    model = build_irnet_lc(21).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    quick, dense = fast.prepare(model), fast.fold(model).to(memory_format=torch.channels_last)
-    mixed = fast.fold(model).to(memory_format=torch.channels_last)
-    mixed.stages[-1] = quick.stages[-1]
-    image, grid = torch.randn(1, 3, size, size).to(memory_format=torch.channels_last), (size // 8, size // 8)
-    dense_macs, rows = cost.dense_network_macs(model, (size, size)), []
-    for rho in ("0.985", "0.800"):
+    rows, absent, static = [], {}, device.type == "cuda" if static is None else static
+    model = build_irnet_lc(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    for dtype, batch, size in settings or SETTINGS[device.type]:
+        image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
+        folded, quick = fast.fold(model).to(dtype, memory_format=torch.channels_last), fast.prepare(model)
+        dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image.to(dtype))
+        differences = {form: difference(call, cost.run_dense(model, image), form) for form, call in dense.items()}
+        if not static:
+            dense["all active"] = lambda: cost.run_dense(quick, image)
+            dense["mixed"] = lambda: folded.heads[-1](quick.stages[-1](nn.Sequential(*folded.stages[:-1])(image)))
+        for rho in ("0.985", "0.800"):
+            left = 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
+            masks = [blob(share, grid, 0, batch).to(device) for share in left]
+            on = _network_on(model if static else quick, image, dtype, static)
+            shares, call = [mask.float().mean().item() for mask in masks], on(masks)
+            with given(masks):
+                plain = model(image, 0.5).log_probs
+            differences["region"] = difference(call, plain, "region")
+            same = (plain.argmax(1) == call().argmax(1)).float().mean().item()
+            everything = {"all active": on([torch.ones_like(mask) for mask in masks])} if static else {}
+            times = _alternate({**dense, **everything, "region": call}, repeats, device)
+            ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
+            rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
+                         **_compare(times, ideal), "differences": {**differences},
+                         "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(call, device)}})
+            if not static:
+                with given(masks):
+                    rows[-1]["stage_ms"] = [1e3 * v for v in np.median([cost.timed_stages(quick, image, 0.5) for _ in range(repeats)], axis=0)]
+    return _write("network", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
+
+
+def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: bool) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
+    """From masks for stages 2, 3, ... to the call that gives the cascade's log-probabilities; static: in device buffers, one CUDA graph."""
+    if static:
+        from lc.kernels import DeviceCascade, capture
+        cascade = DeviceCascade(model, 0.5, dtype)
+        return lambda masks: partial(lambda call: call(image, *masks)[0], capture(cascade, image, *masks))
+
+    def rows(masks: list[Tensor]) -> Tensor:
+        with given(masks):
+            return model(image, 0.5).log_probs
+    return lambda masks: partial(rows, masks)
+
+
+def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (256, 256), batch: int = 1, **architecture) -> Path:
+    """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same
+    losses; torch.compile of it on a GPU only: on a CPU it took minutes to compile a small network, and made it no faster): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output)."""
+    torch.manual_seed(0)
+    rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase()
+    model = build_irnet_lc(21, **architecture).to(device, memory_format=torch.channels_last)
+    set_trainable(model, phase)
+    optimizer, _ = make_optimizer(model, TrainConfig(), Phase(lr=1e-6), 10)
+    image, label = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), torch.randint(21, (batch, *size), device=device)
+    later = LayerCascade([nn.Identity(), *model.stages[1:]], model.heads)
+    features = model.stages[0](image).detach().requires_grad_()
+
+    def step(net: LayerCascade, x: Tensor, masks: list[Tensor] | None, form: Callable | None = None) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with given(masks):
+            out = (net if form is None else form)(x, 0.5 if masks else 1.0)
+        cascade_loss(out, label, (1, 2, 3) if net is model else (2, 3)).backward()
+        if net is model:
+            optimizer.step()
+
+    for (part, net, x), rho in itertools.product((("stages 2-3", later, features), ("whole step", model, image)), ("0.985", "0.800")):
         left = 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
-        first = blob(left[0], grid, seed=0)
-        masks = [first, first & blob(left[1], grid, seed=0)]
-        shares = [m.float().mean().item() for m in masks]
-        plain, found = on_masks(model, image, masks), on_masks(quick, image, masks)
-        same = (plain.argmax(1) == found.argmax(1))[masks[-1]].float().mean().item()
-        forms = {name: lambda form=form: cost.run_dense(form, image) for name, form in (("folded", dense), ("all active", quick), ("mixed", mixed))}
-        times = _alternate({**forms, "region": lambda: on_masks(quick, image, masks)}, repeats)
-        ideal = dense_macs / cost.cascade_macs(model, (size, size), [1.0, *shares])
-        rows.append({"rho": float(rho), "active": shares, "same_labels": same, **_compare(times, ideal)})
-    return _write("network", torch.device("cpu"), {"size": [size, size], "repeats": repeats, "rows": rows}, target, paths.ROOT / "results" / "bench")
+        masks = [blob(share, grid, 0, batch).to(device) for share in left]
+        shares = [1.0, *(mask.float().mean().item() for mask in masks)]
+        calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in masks]),
+                 **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": partial(step, net, x, masks)}
+        macs = [(row["macs"], shares[row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
+        ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
+        rows.append({"layer": part, "rho": float(rho), "active": shares[1:], **_compare(_alternate(calls, repeats, device), ideal),
+                     "peak_bytes": {"dense": cost.peak_bytes(calls["as trained"], device), "region": cost.peak_bytes(calls["region"], device)}})
+    return _write("training", device, {"size": list(size), "batch": batch, "repeats": repeats, "rows": rows}, target)
+
+
+def loader(profile_name: str, root, device: torch.device, target: Path | None = None, repeats: int = 9) -> Path:
+    """Images per second that one loader process makes (decoded once before; augmented each time), and that a training step uses."""
+    run_ = experiment(profile_name, "initial").run
+    data = SegmentationSet(run_.data, "train", root)
+    start = cost._now(CPU)
+    for i in range(len(data)):
+        data.read(i)
+    decoded = len(data) / (cost._now(CPU) - start)
+    model, amp = build_irnet_lc(data.num_classes, **asdict(run_.model)), autocast_dtype(run_.train.amp, device)
+    model.to(device, memory_format=training_format(amp, device))
+    set_trainable(model, run_.phases[0])
+    optimizer, _ = make_optimizer(model, run_.train, run_.phases[0], 10)
+    samples = TrainingSamples(data, run_.train, run_.seed)
+    batches = itertools.chain.from_iterable(epoch_loader(samples, epoch) for epoch in itertools.count())
+    image, label = next(batches)
+    image, label = image.to(device, memory_format=training_format(amp, device)), label.to(device)
+
+    def step() -> None:
+        with torch.autocast(device.type, amp or torch.bfloat16, enabled=amp is not None):
+            out = model(image, 1.0)
+        optimizer.zero_grad(set_to_none=True)
+        cascade_loss(out, label, (1, 2, 3)).backward()
+        optimizer.step()
+
+    times = _alternate({"loader": lambda: next(batches), "step": step}, repeats, device)
+    spread = {name: [1e3 * len(image) / v for v in np.quantile(values, [0.75, 0.5, 0.25])] for name, values in times.items()}
+    rows = [{"part": name, "images_s": mid, "images_s_low": low, "images_s_high": high} for name, (low, mid, high) in spread.items()]
+    return _write("loader", device, {"profile": profile_name, "batch": len(image), "size": list(image.shape[2:]), "amp": str(amp), "repeats": repeats,
+                                     "decoded_images_s": decoded, "rows": rows}, target)
+
+
+def frame(bench: dict, part: str | None) -> pd.DataFrame:
+    """One entry of each row (forms_ms, differences, gap, peak_bytes, stage_ms) as a table, or the rows themselves (None)."""
+    whose = [{name: ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[name])) if name == "active" else row[name]
+              for name in ("layer", "rho", "active", "part") if name in row} for row in bench["rows"]]
+    values = [{k: v for k, v in row.items() if k not in who} if part is None else
+              row[part] if isinstance(row[part], dict) else {f"stage {i}": v for i, v in enumerate(row[part], start=1)} for who, row in zip(whose, bench["rows"])]
+    return pd.DataFrame(values, index=pd.MultiIndex.from_frame(pd.DataFrame(whose)))
+
+
+def absentees(bench: dict) -> str:
+    """Which opponents were not timed, and why, in a sentence."""
+    return "Not timed: " + "; ".join(f"{name} ({why})" for name, why in bench["absent"].items()) + "." if bench["absent"] else "Every opponent ran."

@@ -4,9 +4,12 @@ A multiply-add (MAC) of a convolution: kernel area x inputs x outputs, for each 
 every pixel, on a RegionTensor for the active pixels only, by hooks on the layers themselves.
 """
 import copy
+import json
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -107,6 +110,23 @@ def run_dense(model: LayerCascade, image: Tensor) -> Tensor:
     for stage in model.stages:
         x = stage(x)
     return model.heads[-1](x)
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Greatest memory of one call beyond what was held before it: of the CUDA allocator, or of PyTorch's CPU allocator as its profiler
+    logs it (buffers inside oneDNN and other libraries are not seen)."""
+    call()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    return max((event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]"), default=0)
 
 
 @torch.no_grad()

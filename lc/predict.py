@@ -1,26 +1,35 @@
-"""A trained cascade on single images: label, stage and confidence maps at the size of the image, and their pictures."""
+"""A trained cascade on images and videos: label, stage and confidence maps at the size of the image, and their pictures."""
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from lc import paths, plots
+from lc import bench, cost, fast, paths, plots, runs
 from lc.cascade import CascadeOutput, cells_to_pixels, upsample
 from lc.data import IGNORE, Spec, read_image, to_input
 from lc.errors import InputError, check_rho
+from lc.paper import columns
+
+FRAMES, PROBE = (".png", ".jpg", ".jpeg"), 5  # endings of frames; how many of them the speed curve is measured on
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Maps (H, W) at image size: labels uint8, stages uint8 (1 .. S), confidence float32 in [0, 1]; handed: shares by stage."""
+    """Maps (H, W) at image size: labels uint8, stages uint8 (1 .. S), confidence float32 in [0, 1]; handed: shares by stage; seconds: of
+    the network alone."""
     labels: np.ndarray
     stages: np.ndarray
     confidence: np.ndarray
     handed: list[float]
+    seconds: float
 
 
 def examples(profile_name: str) -> dict[str, np.ndarray]:
@@ -33,22 +42,29 @@ def examples(profile_name: str) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def forward(model: nn.Module, image: np.ndarray, rho: float, height: int | None = None) -> CascadeOutput:
     """The cascade on one image (H, W, 3) uint8, resized to `height` rows first if given."""
+    return model(_input(model, image, height), check_rho(rho))
+
+
+def _input(model: nn.Module, image: np.ndarray, height: int | None) -> Tensor:
     if height is not None:
         width = max(1, round(image.shape[1] * height / image.shape[0]))
         image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    device = next(model.parameters()).device
-    return model(to_input(image)[None].to(device), check_rho(rho))
+    return to_input(image)[None].to(next(model.parameters()).device, memory_format=torch.channels_last)
 
 
+@torch.no_grad()
 def predict(model: nn.Module, image: np.ndarray, rho: float, height: int | None = None) -> Prediction:
     """Label, stage and confidence maps of one image of any size; `height`: rows the network sees (None: the image's own)."""
-    out, (rows, cols) = forward(model, image, rho, height), image.shape[:2]
+    x, (rows, cols) = _input(model, image, height), image.shape[:2]
+    start = cost._now(x.device)
+    out = model(x, check_rho(rho))
+    seconds = cost._now(x.device) - start
     seen = (rows, cols) if height is None else (height, max(1, round(cols * height / rows)))
     confidence, labels = upsample(out.log_probs, seen).softmax(1)[0].max(0)
     stages = cells_to_pixels(out.decided, seen)[0]
     resize = lambda x, how: np.array(Image.fromarray(x.cpu().numpy()).resize((cols, rows), how))
     return Prediction(resize(labels.to(torch.uint8), Image.Resampling.NEAREST), resize(stages, Image.Resampling.NEAREST),
-                      resize(confidence, Image.Resampling.BILINEAR), out.shares)
+                      resize(confidence, Image.Resampling.BILINEAR), out.shares, seconds)
 
 
 def overlays(image: np.ndarray, prediction: Prediction, spec: Spec) -> dict[str, np.ndarray]:
@@ -80,6 +96,62 @@ def write_overlays(images: dict[Path, np.ndarray], out: Path, model: nn.Module, 
         top = ", ".join(f"{spec.names[k]} {100 * shares[k]:.0f} %" for k in np.argsort(-shares)[:4] if shares[k] > 0)
         print(f"{file}: {top}; handed to each stage: {', '.join(f'{100 * v:.0f} %' for v in prediction.handed)}")
     return written
+
+
+def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
+    """How many frames (0: unknown), and their names and images: of a folder, in the order of the names, or of a video file."""
+    if source.is_dir():
+        files = sorted(file for file in source.iterdir() if file.suffix.lower() in FRAMES)
+        if not files:
+            raise InputError(f"no frames in {source}: none of its files ends in {', '.join(FRAMES)}")
+        return len(files), ((file.stem, read_image(file)) for file in files)
+    paths.need(source, "video", "give a folder of frames, or a video file")
+    try:
+        import av
+        file = av.open(str(source))
+    except ImportError:
+        raise InputError(f"{source} is no folder of frames, and a video file needs PyAV: `pip install av`, or unpack its frames into a folder") from None
+    except OSError as error:
+        raise InputError(f"{source} is no video that can be read ({error}); give a folder of frames, or another file") from None
+    return file.streams.video[0].frames, ((f"{i:06d}", frame.to_ndarray(format="rgb24")) for i, frame in enumerate(file.decode(video=0)))
+
+
+@torch.no_grad()
+def frame_rates(model: nn.Module, images: list[np.ndarray], rhos: list[float], height: int | None) -> tuple[float, dict[float, float]]:
+    """Frames per second of the network alone, measured in turns on these images: of the fastest dense form, and of the cascade by rho."""
+    inputs, quick = [_input(model, image, height) for image in images], fast.prepare(model)
+    over = lambda call: [call(x) for x in inputs]
+    dense = {name: partial(over, partial(cost.run_dense, form)) for name, form in (("folded", fast.fold(model)), ("all active", quick))}
+    times = bench._alternate(dense | {rho: partial(over, lambda x, rho=rho: quick(x, rho)) for rho in rhos}, 3, inputs[0].device)
+    rates = {name: 1e3 * len(images) / float(np.median(ms)) for name, ms in times.items()}
+    return max(rates[name] for name in dense), {rho: rates[rho] for rho in rhos}
+
+
+def pick_rho(rates: dict[float, float], target: float) -> float:
+    """The greatest rho, so the best labels, that reaches the target; the fastest one where none does."""
+    return max((rho for rho, rate in rates.items() if rate >= target), default=max(rates, key=rates.get))
+
+
+def video(source: Path, out: Path, model: nn.Module, spec: Spec, rho: float, target: float | None = None, height: int | None = None) -> None:
+    """Write <frame>.png, labels beside stages, for every frame at rho, or at the rho that `pick_rho` finds on the first frames for a
+    target in frames per second; prints the frames per second of the dense network and of the cascade."""
+    count, stream = frames(source)
+    out.mkdir(parents=True, exist_ok=True)
+    first = list(itertools.islice(stream, PROBE))
+    if not first:
+        raise InputError(f"{source} holds no frame")
+    dense, rates = frame_rates(model, [image for _, image in first], sorted({float(r) for r in columns("1", "mIoU")}) if target else [rho], height)
+    if target:
+        rho = pick_rho(rates, target)
+        print("FPS by rho:", ", ".join(f"{r:g}: {rate:.1f}" for r, rate in rates.items()), f"- rho = {rho:g}" + ("" if rates[rho] >= target else ", the fastest"))
+    model, seconds = fast.prepare(model), []
+    for name, image in tqdm(itertools.chain(first, stream), total=count or None, unit="frame"):
+        found = predict(model, image, rho, height)
+        pictures = overlays(image, found, spec)
+        Image.fromarray(np.concatenate([pictures["labels"], pictures["stages"]], axis=1)).save(out / f"{name}.png")
+        seconds.append(found.seconds)
+    print(f"dense {dense:.1f} FPS | LC at rho = {rho:g} {rates[rho]:.1f} FPS on the first {len(first)} frames, {len(seconds) / sum(seconds):.1f} over all "
+          f"{len(seconds)}; network alone, {runs.device_name(next(model.parameters()).device)}")
 
 
 def stage_pictures(model: nn.Module, image: np.ndarray, label: np.ndarray, rho: float, spec: Spec) -> list[np.ndarray]:

@@ -1,10 +1,17 @@
-"""The cascade prepared for inference says what the original says."""
+"""The cascade prepared for inference says what the original says; benches and videos that rest on it."""
+import copy
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
-from lc import bench
+from lc import bench, cost, opponents, predict
 from lc import fast as fast_module
+from lc.__main__ import main
 from lc.cascade import build_irnet_lc
 from lc.errors import InputError
 from lc.fast import FastMixed, FastResidual, prepare
@@ -66,19 +73,123 @@ def test_blobs_have_the_share_they_are_asked_for():
 
 
 def test_the_fastest_dense_form_is_the_opponent():
-    """A slow dense form flatters nobody; a noisy machine says so."""
+    """A slow dense form flatters nobody; a noisy machine says so, whichever side shook."""
     steady = lambda value: np.full(8, float(value))
-    row = bench._compare({"folded": steady(30), "all active": steady(20), "region": steady(10)}, ideal=2.5)
-    assert (row["dense_form"], row["speedup"], row["ratio"]) == ("all active", 2, 0.8)
+    row = bench._compare({"folded": steady(30), "OpenVINO": steady(20), "region": steady(10)}, ideal=2.5)
+    assert (row["dense_form"], row["speedup"], row["ratio"]) == ("OpenVINO", 2, 0.8) and row["forms_ms"] == {"folded": 30, "OpenVINO": 20, "region": 10}
     with pytest.raises(InputError, match="too noisy to tell: the dense side's quartiles"):
         bench._compare({"folded": np.linspace(10, 40, 8), "region": steady(10)}, ideal=2)
+    with pytest.raises(InputError, match="too noisy to tell: the speed-up's quartiles are 0.277 and 0.542 x"):
+        bench._compare({"folded": steady(10), "region": np.linspace(10, 45, 8)}, ideal=2)
 
 
 @torch.no_grad()
 def test_given_masks_are_what_is_computed(model):
-    """Logits of the last stage, the same for the plain and the prepared cascade, zero outside."""
+    """The same for the plain and the prepared cascade: these pixels reach stages 2 and 3, one after the other, call after call."""
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     masks = [bench.blob(share, (16, 16), 0) for share in (0.6, 0.3)]
-    plain, fast = (bench.on_masks(m, image, masks) for m in (model, prepare(model)))
-    torch.testing.assert_close(plain, fast, atol=2e-5, rtol=1e-4)
-    assert (fast[:, :, ~masks[1][0]] == 0).all() and (fast[:, :, masks[1][0]] != 0).any()
+    with bench.given(masks):
+        plain, fast, again = (m(image, 0.5) for m in (model, prepare(model), model))
+    assert torch.equal(plain.handed[1], masks[0]) and torch.equal(fast.handed[2], masks[1]) and torch.equal(again.handed[2], masks[1])
+    torch.testing.assert_close(plain.probs, fast.probs, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_opponents(model, monkeypatch):
+    """Those that run say what the module says; those that cannot are named with the reason; one that is wrong stops the bench."""
+    def missing(module, x):
+        import a_runtime_that_is_not_here  # noqa: F401
+    def broken(module, x):
+        raise RuntimeError("no C++ compiler\nand more")
+    monkeypatch.setattr(opponents, "_openvino", missing), monkeypatch.setattr(opponents, "_compiled", broken)
+    module, x = nn.Sequential(*fast_module.fold(model).stages), torch.randn(1, 3, 64, 64)
+    calls, absent = opponents.dense_forms(module, x)
+    assert absent["OpenVINO"] == "not installed (a_runtime_that_is_not_here)" and absent["torch.compile"] == "no C++ compiler"
+    assert set(calls) | set(absent) == {"folded", "torch.compile", "ONNX Runtime", "OpenVINO"}
+    assert all(opponents.difference(call, nn.Sequential(*model.stages)(x), name) < 1e-4 for name, call in calls.items())
+    with pytest.raises(RuntimeError, match="folded is off by .* 0.0001 allowed for torch.float32"):
+        opponents.difference(calls["folded"], 1.01 * module(x), "folded")
+
+
+def test_peak_memory():
+    """b and c, then c and d, live at once."""
+    a = torch.zeros(1000, 250)
+    def call():
+        b = a + 1
+        c = b + 1
+        del b
+        return c + 1
+    assert cost.peak_bytes(call, torch.device("cpu")) == pytest.approx(2e6, rel=0.01)
+
+
+@pytest.fixture
+def unhurried(monkeypatch):
+    """Benches whose times mean nothing: a busy machine is not the test's matter, nor is compiling."""
+    def compiler(module, x):
+        raise RuntimeError("left out in tests")
+    monkeypatch.setattr(bench, "NOISY", float("inf")), monkeypatch.setattr(bench, "SHARES", (1.0, 0.5)), monkeypatch.setattr(opponents, "_compiled", compiler)
+
+
+SMALL = {"width": 0.125, "blocks": (1, 1, 1), "head_width": 16}
+
+
+def test_bench_region(unhurried, tmp_path):
+    """A row per layer and share; every form agrees with the plain blocks; the parts of the gap are measured."""
+    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, grid=(16, 16), chain=1, width=0.125).read_text())
+    assert [(row["layer"], round(row["active"], 1), row["ideal"]) for row in values["rows"]] == [(n, s, 1 / s) for n in ("irnet_b", "irnet_c") for s in (1, 0.5)]
+    for row in values["rows"]:
+        assert {"folded", "all active", "region"} <= set(row["forms_ms"]) and max(row["differences"].values()) < 1e-4 and set(row["gap"]) == {"all", "index", "gathering", "calls"}
+    assert values["absent"]["torch.compile"] == "left out in tests" and values["kind"] == "region" and values["threads"] >= 1
+
+
+def test_bench_network(unhurried, tmp_path):
+    """The paper's shares, the labels of the plain modules, time by stage, memory of both sides."""
+    values = json.loads(bench.network(tmp_path / "x.json", repeats=1, settings=[(torch.float32, 1, (128, 128))], **SMALL).read_text())
+    for row, shares in zip(values["rows"], ((0.77, 0.48), (0.44, 0.15))):
+        assert row["active"] == pytest.approx(shares, abs=0.01) and row["same_labels"] > 0.999 and len(row["stage_ms"]) == 3 and min(row["stage_ms"]) > 0
+        assert {"folded", "all active", "mixed", "region"} <= set(row["forms_ms"]) and min(row["peak_bytes"].values()) > 1e5 and row["ideal"] > 1
+
+
+def test_bench_training_and_loader(unhurried, tmp_path):
+    """Stages 2-3 alone have more to gain than the whole step; a region's step keeps less; the loader's speed stands beside the step's."""
+    rows = json.loads(bench.training(tmp_path / "x.json", repeats=1, size=(128, 128), **SMALL).read_text())["rows"]
+    assert [row["layer"] for row in rows] == 2 * ["stages 2-3"] + 2 * ["whole step"] and rows[1]["ideal"] > rows[3]["ideal"] > 1
+    assert all({"as trained", "all active", "region"} == set(row["forms_ms"]) for row in rows) and rows[1]["peak_bytes"]["region"] < rows[1]["peak_bytes"]["dense"]
+    values = json.loads(bench.loader("smoke", None, torch.device("cpu"), tmp_path / "y.json", repeats=2).read_text())
+    assert [row["part"] for row in values["rows"]] == ["loader", "step"] and all(0 < row["images_s_low"] <= row["images_s"] <= row["images_s_high"] for row in values["rows"])
+
+
+def test_rho_for_a_target():
+    """The greatest rho that is fast enough, as its labels are best; the fastest where none is."""
+    rates = {0.8: 9.0, 0.95: 6.0, 0.985: 5.0}
+    assert [predict.pick_rho(rates, target) for target in (4, 5.5, 8, 20)] == [0.985, 0.95, 0.8, 0.8]
+
+
+def test_video_of_a_folder(tmp_path, capsys):
+    """One picture per frame, labels beside stages, in the order of the names; both speeds are printed."""
+    for name in ("b", "a"):
+        Image.fromarray(np.random.default_rng(ord(name)).integers(0, 256, (30, 40, 3)).astype(np.uint8)).save(tmp_path / f"{name}.png")
+    assert [name for name, _ in predict.frames(tmp_path)[1]] == ["a", "b"]
+    assert main(["video", str(tmp_path), "--height", "48", "--fps", "0.001", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"- rho = 1\ndense [\d.]+ FPS \| LC at rho = 1 [\d.]+ FPS on the first 2 frames, [\d.]+ over all 2; network alone", said)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"] and Image.open(tmp_path / "out" / "a.png").size == (80, 30)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("EMPTY",), "no frames in"), (("missing.mp4",), "video not found: missing.mp4"), (("EMPTY", "--fps", "0"), "--fps must be greater than 0, got 0"),
+    (("README.md",), "is no folder of frames, and a video file needs PyAV|is no video that can be read"), (("EMPTY", "--rho", "2"), "rho must be in")])
+def test_bad_videos(arguments, message, tmp_path, capsys):
+    """One line each."""
+    assert main(["video", *(str(tmp_path) if a == "EMPTY" else a for a in arguments), "--device", "cpu"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@torch.no_grad()
+def test_dense_reading_is_kept(model):
+    """A cascade that reads the dense map outside its regions is folded, not changed."""
+    reading = copy.deepcopy(model)
+    reading.reading = "dense"
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    rho = float(model(x, 1.0, depth=1).probs.amax(1).quantile(0.5))
+    torch.testing.assert_close(prepare(reading)(x, rho).probs, reading(x, rho).probs, atol=2e-5, rtol=1e-4)

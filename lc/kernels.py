@@ -1,0 +1,239 @@
+"""Region convolution on a GPU: Triton kernels, and the cascade's forward in static buffers, so that one CUDA graph holds all of it.
+
+How many pixels are active is known on the device only: buffers are sized for all of them, every kernel reads the count there, and
+programs behind the last active pixel exit at once. Nothing waits for the host. One kernel gathers the window of each pixel,
+multiplies, adds bias (and the residual) and applies ReLU, so a gathered copy never touches memory; it finds neighbours in the
+region's slots as it goes, so there are no tables either. Under TRITON_INTERPRET=1 the same code runs on a CPU.
+
+Shapes: N images, H W grid, P = N H W rows (room for every pixel), C inputs, O outputs, T taps.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from lc.cascade import LayerCascade, undecided
+from lc.errors import check_rho
+from lc.fast import FastMixed, FastResidual, prepare
+
+INTERPRETED = triton.knobs.runtime.interpret
+TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
+         for rows, cols, depth, warps in ((64, 64, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8), (128, 64, 64, 4), (128, 128, 64, 8), (64, 128, 64, 4))]
+
+
+def _tuned(kernel):
+    """The fastest tiles for each layer; in the interpreter, which has no clock to speak of, the first."""
+    tiles = TILES[:1] if INTERPRETED else TILES
+    return triton.autotune(tiles, key=["c_in", "c_out", "capacity", "TAPS"], restore_value=["out"])(kernel)
+
+
+@triton.jit
+def _source(index, slots, p, here, tap, height, width, KW: tl.constexpr, TAPS: tl.constexpr, dy: tl.constexpr, dx: tl.constexpr):
+    """Row that tap `tap` of pixel p reads, whether it is a row at all, and whether it lies in the image."""
+    at = tl.load(index + p, mask=here, other=0)
+    y, x = at // width % height + (tap // KW - TAPS // KW // 2) * dy, at % width + (tap % KW - KW // 2) * dx
+    inside = here & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    row = tl.load(slots + at + (tap // KW - TAPS // KW // 2) * dy * width + (tap % KW - KW // 2) * dx, mask=inside, other=-1)
+    return row, inside & (row >= 0), inside
+
+
+@_tuned
+@triton.jit
+def _convolve(rows, weight, bias, out, index, slots, count, c_in, c_out, capacity, height, width, stride_in, stride_out, first, gap,
+              KW: tl.constexpr, TAPS: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr, RELU: tl.constexpr, ADD: tl.constexpr,
+              PRECISION: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr):
+    active = tl.load(count)
+    if tl.program_id(1) * ROWS >= active:
+        return
+    p, o = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
+    here, there = p < active, o < c_out
+    total = tl.full((ROWS, COLS), 0.0, tl.float32)
+    for tap in range(TAPS):
+        row, known = p, here
+        if TAPS > 1:
+            row, known, _ = _source(index, slots, p, here, tap, height, width, KW, TAPS, DY, DX)
+        for start in range(0, c_in, DEPTH):
+            c = start + tl.arange(0, DEPTH)
+            a = tl.load(rows + row[:, None] * stride_in + c[None, :], mask=known[:, None] & (c < c_in)[None, :], other=0.0)
+            b = tl.load(weight + (tap * c_in + c)[:, None] * c_out + o[None, :], mask=(c < c_in)[:, None] & there[None, :], other=0.0)
+            if WIDEN:  # the interpreter of Triton 3.9 would multiply the bits of bfloat16
+                a, b = a.to(tl.float32), b.to(tl.float32)
+            total = tl.dot(a, b, total, input_precision=PRECISION)
+    total += tl.load(bias + o, mask=there, other=0.0).to(tl.float32)[None, :]
+    target = out + p[:, None] * stride_out + (o + tl.where(o < first, 0, gap))[None, :]
+    if ADD:
+        total += tl.load(target, mask=here[:, None] & there[None, :], other=0.0).to(tl.float32)
+    if RELU:
+        total = tl.maximum(total, 0.0)
+    tl.store(target, total.to(out.dtype.element_ty), mask=here[:, None] & there[None, :])
+
+
+@triton.jit
+def _pool(rows, out, index, slots, count, channels, height, width, stride_in, stride_out,
+          KW: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    active = tl.load(count)
+    if tl.program_id(1) * ROWS >= active:
+        return
+    p, c = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
+    here, there = p < active, c < channels
+    best = tl.full((ROWS, COLS), float("-inf"), tl.float32)
+    for tap in range(TAPS):
+        row, known, inside = _source(index, slots, p, here, tap, height, width, KW, TAPS, 1, 1)
+        value = tl.load(rows + row[:, None] * stride_in + c[None, :], mask=known[:, None] & there[None, :], other=0.0).to(tl.float32)
+        best = tl.maximum(best, tl.where(inside[:, None], value, float("-inf")))
+    tl.store(out + p[:, None] * stride_out + c[None, :], best.to(out.dtype.element_ty), mask=here[:, None] & there[None, :])
+
+
+@dataclass(eq=False)
+class DeviceRegion:
+    """mask (N, H, W) bool; index (P,) int32: positions of the active pixels, in order, then zeros; slots (P,) int32: row of each
+    position, -1 outside; count (1,) int32. All on the device; nothing depends on how many are active but the values."""
+    mask: Tensor
+    index: Tensor
+    slots: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "DeviceRegion":
+        """Compaction by one prefix sum."""
+        flat = mask.flatten()
+        ends = flat.cumsum(0, dtype=torch.int32)
+        slots = torch.where(flat, ends - 1, -1)
+        places = torch.where(flat, slots, len(flat)).long()  # inactive pixels all write behind the end
+        index = torch.zeros(len(flat) + 1, dtype=torch.int32, device=mask.device)
+        index.scatter_(0, places, torch.arange(len(flat), dtype=torch.int32, device=mask.device))
+        return cls(mask, index[:-1], slots, ends[-1:])
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """(N, O, H, W): rows (P, O) inside, zeros outside."""
+        n, h, w = self.mask.shape
+        values = rows.index_select(0, self.slots.clamp(min=0)).view(n, h, w, -1).permute(0, 3, 1, 2)
+        return torch.where(self.mask[:, None], values, 0.0)
+
+
+def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, out: Tensor, kernel=(1, 1), dilation=(1, 1),
+             relu: bool = True, add: bool = False, split: tuple[int, int] = (0, 0)) -> Tensor:
+    """out (P, >= O) = relu(add * out + windows(rows) @ weight + bias) for the active rows; the others are not touched.
+
+    rows (P, C), unit stride along C; weight (T C, O), contiguous (`matrix`); outputs from column split[0] on are written split[1] further right.
+    float32 multiplies in full precision unless torch.backends.cuda.matmul.allow_tf32.
+    """
+    _, height, width = region.mask.shape
+    taps, outputs = kernel[0] * kernel[1], weight.shape[1]
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    grid = lambda tile: (triton.cdiv(outputs, tile["COLS"]), triton.cdiv(len(rows), tile["ROWS"]))
+    _convolve[grid](rows, weight, bias, out, region.index, region.slots, region.count, weight.shape[0] // taps, outputs, len(rows), height, width,
+                    rows.stride(0), out.stride(0), *split, KW=kernel[1], TAPS=taps, DY=dilation[0], DX=dilation[1], RELU=relu, ADD=add, PRECISION=precision, WIDEN=INTERPRETED)
+    return out
+
+
+def pool(rows: Tensor, slots: Tensor, region: DeviceRegion, out: Tensor, kernel=(1, 1)) -> Tensor:
+    """out (P, C) = max over the window of each pixel of the region in `rows`, which lie as `slots` say; pixels without a row count
+    as zero, those off the image never win. A 1x1 window gathers the region's rows out of a map, or out of a wider region."""
+    _, height, width = region.mask.shape
+    grid = (triton.cdiv(rows.shape[1], 64), triton.cdiv(len(rows), 64))
+    _pool[grid](rows, out, region.index, slots, region.count, rows.shape[1], height, width, rows.stride(0), out.stride(0),
+                KW=kernel[1], TAPS=kernel[0] * kernel[1], ROWS=64, COLS=64)
+    return out
+
+
+def matrix(weight: Tensor) -> Tensor:
+    """(O, C, kh, kw) as `convolve` reads it: (kh kw C, O), contiguous."""
+    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+
+
+class DeviceMixed:
+    """A lc.fast.FastMixed (or FastResidual) on device rows. Its buffer is [branches of one layer | ends of the others | pool | their
+    entries], so that every product writes where the concatenation wants it; branches of one layer must come first."""
+
+    def __init__(self, part: FastMixed, dtype: torch.dtype):
+        chained = [bool(chain) for chain in part.chains]
+        if chained != sorted(chained):
+            raise ValueError("a branch of one layer behind a longer one: run this network through lc.fast")
+        ready = lambda product: (product.weight.t().to(dtype).contiguous(), product.bias.to(dtype))
+        self.pool, self.entry = part.pool, ready(part.entry)
+        self.chains = [(width, [(conv, *ready(product)) for conv, product in chain]) for width, chain in zip(part.widths, part.chains) if chain]
+        self.direct = sum(part.widths) - sum(width for width, _ in self.chains)
+        self.ends = self.direct + sum(chain[-1][0].out_channels for _, chain in self.chains)
+        self.width = self.ends + (self.entry[0].shape[0] if self.pool else 0)
+        self.project = ready(part.project) if isinstance(part, FastResidual) else None
+
+    def __call__(self, rows: Tensor, region: DeviceRegion) -> Tensor:
+        """(P, C) to (P, O); a residual block works in place."""
+        buffer = rows.new_empty(len(rows), self.width + sum(width for width, _ in self.chains))
+        convolve(rows, *self.entry, region, buffer, split=(self.direct, self.width - self.direct))
+        start, end = self.width, self.direct
+        for width, chain in self.chains:
+            part, start = buffer[:, start:start + width], start + width
+            for conv, weight, bias in chain:
+                last = conv is chain[-1][0]
+                out = buffer[:, end:end + conv.out_channels] if last else rows.new_empty(len(rows), conv.out_channels)
+                part = convolve(part, weight, bias, region, out, conv.kernel_size, conv.dilation)
+            end += chain[-1][0].out_channels
+        if self.pool is not None:
+            pool(rows, region.slots, region, buffer[:, self.ends:self.width], (self.pool.kernel_size,) * 2)
+        if self.project is None:
+            return buffer[:, :self.width]
+        return convolve(buffer[:, :self.width], *self.project, region, rows, add=True)
+
+
+class DeviceCascade:
+    """A cascade for inference in which no step depends on the host: call it with images, alone or in a CUDA graph (`capture`)."""
+
+    def __init__(self, model: LayerCascade, rho: float, dtype: torch.dtype = torch.float32):
+        if model.reading != "zero" or model.halo:
+            raise ValueError(f"zeros outside the region and no halo, got reading {model.reading!r}, halo {model.halo}: call the cascade itself")
+        model, self.rho, self.dtype = prepare(model), check_rho(rho), dtype
+        self.first = nn.ModuleList([model.stages[0], model.heads[0]]).to(dtype=dtype, memory_format=torch.channels_last)
+        flat = [[part for item in stage for part in (item if isinstance(item, nn.Sequential) else [item])] for stage in model.stages[1:]]
+        if not all(isinstance(part, FastMixed) for parts in flat for part in parts):
+            raise ValueError("a layer that is no Inception block: call the cascade itself")
+        self.stages = [[DeviceMixed(part, dtype) for part in parts] for parts in flat]
+        self.heads = [[(conv, matrix(conv.weight).to(dtype), conv.bias.to(dtype)) for conv in head.modules() if isinstance(conv, nn.Conv2d)] for head in model.heads[1:]]
+
+    def __call__(self, image: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
+        """image (N, 3, H, W) to log_probs and decided of lc.cascade.CascadeOutput. masks: (N, h, w) bool for stages 2, 3, ...: the
+        pixels to hand on instead of the undecided ones, as benches want."""
+        x = self.first[0](image.to(self.dtype))
+        log_probs = self.first[1](x).float().log_softmax(1)
+        open_ = torch.ones_like(log_probs[:, 0], dtype=torch.bool)
+        rows, slots = x.permute(0, 2, 3, 1).flatten(0, 2), torch.arange(open_.numel(), dtype=torch.int32, device=x.device)
+        decided = open_.to(torch.uint8)
+        for number, (stage, head) in enumerate(zip(self.stages, self.heads)):
+            open_ = open_ & (masks[number] if masks else undecided(log_probs, self.rho))
+            region = DeviceRegion.of(open_)
+            rows = pool(rows, slots, region, torch.empty_like(rows, memory_format=torch.contiguous_format))
+            for part in stage:
+                rows = part(rows, region)
+            logits = rows
+            for conv, weight, bias in head:
+                out = rows.new_empty(len(rows), conv.out_channels)
+                logits = convolve(logits, weight, bias, region, out, conv.kernel_size, conv.dilation, relu=conv is not head[-1][0])
+            log_probs = torch.where(open_[:, None], region.scatter(logits).float().log_softmax(1), log_probs)
+            decided, slots = decided.masked_fill(open_, number + 2), region.slots
+        return log_probs, decided
+
+
+def capture(call: Callable, *inputs: Tensor) -> Callable:
+    """`call` on inputs of these shapes as one CUDA graph; its result is overwritten by the next call. On a CPU `call` itself."""
+    if not inputs[0].is_cuda:
+        return call
+    held, side = [value.clone() for value in inputs], torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compiles, tunes, and lets libraries allocate before the recording
+        for _ in range(3):
+            call(*held)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call(*held)
+
+    def replay(*inputs: Tensor):
+        for old, new in zip(held, inputs):
+            old.copy_(new)
+        graph.replay()
+        return result
+    return replay

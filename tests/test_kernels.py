@@ -1,0 +1,118 @@
+"""The Triton kernels, in Triton's interpreter on a CPU: they agree with the contract, and their forward with the cascade's."""
+import os
+import subprocess
+import sys
+
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import json
+
+import pytest
+import torch
+
+kernels = pytest.importorskip("lc.kernels")
+
+from lc.region import Region
+from lc.region_conv import RegionTensor, region_conv2d_reference, region_max_pool2d
+from lc import bench
+from test_fast import SMALL, model, unhurried  # noqa: F401 (fixtures)
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
+
+
+def some_mask(share: float, size=(2, 7, 9)):
+    return torch.rand(size, generator=torch.Generator().manual_seed(3)) < share
+
+
+def rows_of(x, region):
+    """Rows of the region, in a buffer with room for every pixel; garbage behind them, as on a device."""
+    rows = torch.full((region.mask.numel(), x.shape[1]), 1e4, dtype=x.dtype)
+    found = Region(region.mask).gather(x)
+    rows[:len(found)] = found
+    return rows
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.1])
+def test_compaction(share):
+    """One prefix sum finds what nonzero finds; rows go back to their places, zeros elsewhere, whatever lies behind the last row."""
+    mask = some_mask(share)
+    region, plain = kernels.DeviceRegion.of(mask), Region(mask)
+    assert int(region.count) == len(plain) and torch.equal(region.index[:len(plain)].long(), plain.index)
+    assert torch.equal(region.slots.view(mask.shape)[mask], torch.arange(len(plain), dtype=torch.int32)) and (region.slots.view(mask.shape)[~mask] == -1).all()
+    x = torch.randn(2, 5, 7, 9)
+    assert torch.equal(region.scatter(rows_of(x, region)), x * mask[:, None])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kernel, dilation", [((1, 1), (1, 1)), ((3, 3), (2, 2)), ((1, 7), (2, 2)), ((7, 1), (1, 1))], ids=str)
+@pytest.mark.parametrize("share, relu, add", [(0.5, True, True), (0.5, False, False), (0.0, True, False), (1.1, True, False)])
+def test_convolution(dtype, kernel, dilation, share, relu, add):
+    """Gather, multiply, bias, residual and ReLU in one; rows behind the last active pixel stay as they are."""
+    x, weight, bias, residual = (torch.randn(s).to(dtype) for s in ((2, 40, 7, 9), (70, 40, *kernel), (70,), (2, 70, 7, 9)))
+    weight = weight / 10
+    region = kernels.DeviceRegion.of(some_mask(share))
+    expected = region_conv2d_reference(x.float(), region.mask, weight.float(), bias.float(), dilation) + add * residual.float()
+    out = rows_of(residual, region) if add else torch.full((126, 70), 1e4, dtype=dtype)
+    kernels.convolve(rows_of(x, region), kernels.matrix(weight), bias, region, out, kernel, dilation, relu, add)
+    expected = (expected.relu() if relu else expected) * region.mask[:, None]
+    torch.testing.assert_close(region.scatter(out).float(), expected, atol=5 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert (out[int(region.count):] == out.new_tensor(1e4)).all()
+
+
+def test_split_columns():
+    """Outputs from the split on move right by the gap; the columns between are not touched; inputs may be a slice."""
+    region = kernels.DeviceRegion.of(some_mask(0.5))
+    wide, weight, bias, out = torch.randn(126, 30), torch.randn(20, 24), torch.randn(24), torch.full((126, 40), 7.0)
+    kernels.convolve(wide[:, 10:], weight, bias, region, out, relu=False, split=(8, 16))
+    active, expected = int(region.count), wide[:, 10:] @ weight + bias
+    torch.testing.assert_close(out[:active], torch.cat([expected[:, :8], torch.full((126, 16), 7.0), expected[:, 8:]], 1)[:active], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.1])
+def test_pooling_and_gathering(share):
+    """Max pooling by the contract (zeros outside the region, nothing outside the image); 1x1 windows gather from maps and regions."""
+    x, region = torch.randn(2, 70, 7, 9) - 1, kernels.DeviceRegion.of(some_mask(share))
+    every, flat = torch.arange(126, dtype=torch.int32), x.permute(0, 2, 3, 1).reshape(126, 70)
+    rows = kernels.pool(flat, every, region, torch.zeros(126, 70))
+    plain = RegionTensor.select(x, Region(region.mask))
+    assert torch.equal(rows[:int(region.count)], plain.rows)
+    found = kernels.pool(rows, region.slots, region, torch.zeros(126, 70), (3, 3))
+    assert torch.equal(region.scatter(found), region_max_pool2d(plain, 3).dense())
+    narrow = kernels.DeviceRegion.of(region.mask & some_mask(0.4))
+    assert torch.equal(narrow.scatter(kernels.pool(rows, region.slots, narrow, torch.zeros(126, 70))), x * narrow.mask[:, None])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("images, quantile", [(1, None), (2, 0.5), (1, 0.0)])
+def test_forward_in_static_buffers(model, images, quantile):  # noqa: F811
+    """The same probabilities and decisions as the cascade: dense, on regions, and when stage 1 decides all."""
+    x = torch.randn(images, 3, 40, 48, generator=torch.Generator().manual_seed(images))
+    rho = 1.0 if quantile is None else float(model(x, 1.0, depth=1).probs.amax(1).quantile(quantile)) if quantile else 0.0
+    expected, (log_probs, decided) = model(x, rho), kernels.capture(kernels.DeviceCascade(model, rho), x)(x)
+    torch.testing.assert_close(log_probs.exp(), expected.probs, atol=2e-5, rtol=1e-4)
+    assert torch.equal(decided, expected.decided)
+    if quantile:
+        assert 0 < expected.shares[2] < 1
+
+
+def test_benches_of_a_gpu_run_through(unhurried, tmp_path):  # noqa: F811
+    """The code that a GPU is timed with, in the interpreter: every form agrees with the plain modules, or it would stop."""
+    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True, width=0.125).read_text())
+    assert len(values["rows"]) == 4 and all("gap" not in row and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
+    values = json.loads(bench.network(tmp_path / "y.json", repeats=1, static=True, settings=[(torch.float32, 2, (64, 64))], **SMALL).read_text())
+    assert len(values["rows"]) == 2 and all(row["same_labels"] == 1 and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
+
+
+def test_compiles_for_a_gpu():
+    """Triton's compiler takes the kernel for an H100's architecture, with tensor cores, though no GPU is here."""
+    code = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from lc.kernels import _convolve
+kernel, constants = _convolve.fn, dict(KW=3, TAPS=9, DY=2, DX=2, RELU=True, ADD=True, PRECISION="ieee", WIDEN=False, ROWS=128, COLS=64, DEPTH=32)
+kinds = ["*bf16"] * 4 + ["*i32"] * 3 + ["i32"] * (len(kernel.arg_names) - 7)
+signature = {name: "constexpr" if name in constants else kind for name, kind in zip(kernel.arg_names, kinds)}
+found = compile(ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}), target=GPUTarget("cuda", 90, 32))
+print("wgmma" in found.asm["ptx"], len(found.asm["cubin"]) > 1000)"""
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "True"], run.stderr
