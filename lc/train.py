@@ -5,6 +5,7 @@ it stopped, and gives the same bytes as one that was not.
 """
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from lc.config import Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet, TrainingSamples, epoch_loader, median_frequency_weights
 from lc.evaluate import evaluate
 from lc.networks import build
+
+ESTIMATE_AFTER = 20  # steps
 
 
 def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -115,6 +118,7 @@ class Trainer:
         state = self._load_state()
         done = state["epochs"] if state else 0
         total = sum(phase.epochs for phase in self.run.phases)
+        self.clock = time.perf_counter()
         with tqdm(total=total * self.steps, initial=done * self.steps, desc=self.folder.name, unit="step", mininterval=2) as bar:
             first = 0
             for phase in self.run.phases:
@@ -164,10 +168,18 @@ class Trainer:
             losses.append(loss.detach())
             handed.append(torch.stack([mask.float().mean() for mask in out.handed]))
             bar.update()
+            self._estimate(bar)
         loss = torch.stack(losses).mean().item()
         if loss != loss:
             raise FloatingPointError(f"the loss of epoch {epoch + 1} is not a number; lower phases.*.lr (now {phase.lr})")
         return {"loss": loss, "handed": [round(v, 5) for v in torch.stack(handed).mean(0).tolist()]}
+
+    def _estimate(self, bar: tqdm) -> None:
+        """Say after the first steps what the run will cost, before it spends hours."""
+        if bar.n - bar.initial == ESTIMATE_AFTER:
+            step, left = (time.perf_counter() - self.clock) / ESTIMATE_AFTER, bar.total - bar.n
+            bar.write(f"{self.folder.name}: {step:.2f} s a step over the first {ESTIMATE_AFTER}; the {left} that are left take about "
+                      f"{step * left / 3600:.2f} hours, evaluation apart")
 
     def _log(self, row: dict) -> None:
         self.history.append(row)

@@ -95,7 +95,7 @@ def test_resume_gives_the_same_bytes(tmp_path, monkeypatch, ema):
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
 
 
-def test_training_learns_and_skips(tmp_path):
+def test_training_learns_and_skips(tmp_path, capsys):
     """A few epochs lower the loss; in cascade training later stages are handed fewer pixels, and the history says how many."""
     run = run_config(Phase(8, 5e-3), Phase(2, 1e-3, rho=0.6, freeze_bn=True))
     history = fit(run, tmp_path)[1].history
@@ -103,6 +103,20 @@ def test_training_learns_and_skips(tmp_path):
     assert history[0]["handed"] == [1, 1, 1] and history[-1]["handed"][1] < 1
     assert "val_miou" in history[-1] and (tmp_path / "history.jsonl").read_text().count("\n") == 10
     assert list((tmp_path / "tensorboard").iterdir())
+    assert "s a step over the first 20; the " in capsys.readouterr().out
+
+
+def test_easy_pixels_can_keep_a_loss():
+    """easy_weight adds that share of each later stage's own cross-entropy on the pixels decided before it, and nothing for stage 1."""
+    torch.manual_seed(0)
+    model = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), head_width=8, halo=99).eval()
+    image, label = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
+    rho = float(model(image).fused[0].exp().amax(1).median())
+    out = model(image, rho)
+    easy = sum(stage_loss(out.logits[s].log_softmax(1), ~out.handed[s], label) for s in (1, 2))
+    assert easy > 0.5 and (~out.handed[1]).any()
+    torch.testing.assert_close(cascade_loss(out, label, (1, 2, 3), easy_weight=0.1), cascade_loss(out, label, (1, 2, 3)) + 0.1 * easy)
+    torch.testing.assert_close(cascade_loss(out, label, (1,), easy_weight=0.1), cascade_loss(out, label, (1,)))
 
 
 @pytest.mark.parametrize("changes", [{"optimizer": "sgd", "schedule": "poly"}, {"balance": "median"}, {"amp": "none"}])
