@@ -91,9 +91,10 @@ def test_seeds_have_a_mean(house):
 def test_where_lc_differs(house):
     """A class that gains is named ahead, one without a difference is not named."""
     ev = evidence(dsn=0, lc_0p985=0)
-    ev["lc-0.985"].arrays["confusions_test"] = ev["dsn"].arrays["confusions_test"] + np.diag([0, 90, 0])
+    more = np.stack([np.diag([0, 90, sign * 5]) for sign in (1, -1)] * 3)  # b gains in every image, c in every other one
+    ev["lc-0.985"].arrays["confusions_test"] = ev["dsn"].arrays["confusions_test"] + more
     table = why.by_class(ev)
-    assert table.loc["b", "low"] > 0 and table.loc["a", "LC - DSN"] == 0
+    assert table.loc["b", "low"] > 0 and table.loc["c", "low"] < 0 < table.loc["c", "high"] and table.loc["a", "LC - DSN"] == 0
     assert why.class_verdict(table).startswith("On test, LC is ahead in 1 of 3 classes (b (+") and "behind in 0 of 3 classes;" in why.class_verdict(table)
 
 
