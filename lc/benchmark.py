@@ -17,7 +17,7 @@ QUOTED = "published row only"
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet (pooling indices)", "deeplab": "DeepLab (VGG16, large field of view)",
            "deeplab-v2": "DeepLab-v2 (ResNet-101, ASPP)", "dilation": "Dilation (front end, context module)",
            "crf-rnn": "CRF-RNN (FCN-8s, mean field)", "irnet": "IRNet", "dsn": "DSN", LC: "LC", "lc-0.800": "LC (fast)",
-           "lc-aspp": "LC with an ASPP head"}
+           "aspp-lc": "LC with an ASPP head"}
 FULL = ["run", "mIoU val", "mIoU test", "M parameters", "ms", "images/s"]
 HEADS = {"3": FULL, "4": FULL[:3], "5": FULL[:3], "6": FULL, "poster": ["run", "M parameters", "ms", "images/s"], "slides": FULL}
 OPTIONS = {"multi-scale": ("study-multiscale", "study-crf"), "CRF": ("study-crf", "crf-rnn"), "COCO": ()}
@@ -74,7 +74,7 @@ def numbers(ev: Evidence, made: list[str]) -> dict:
         study = ev[name]["study"]
         cells |= {"run": f"{name}: {study['variants'][-1]}", "mIoU val": 100 * study["miou"][-1], "ms": 1e3 * study["seconds"][-1]}
     else:
-        cells |= {"run": name, "mIoU val": percent(ev[name], "val"), "mIoU test": percent(ev[name], "test"),
+        cells |= {"run": name, **{f"mIoU {split}": percent(ev[name], split) for split in ev.splits},
                   "M parameters": ev[name]["parameters"] / 1e6}
     times = system_times(ev.profile.name)["ms"]
     cells |= {"ms": times[word[5:]] for word in made if word.startswith("time:") and word[5:] in times}
@@ -95,15 +95,15 @@ def table(ev: Evidence, name: str) -> list[pd.DataFrame]:
 
 
 def systems(ev: Evidence) -> pd.DataFrame:
-    """All systems under one budget, and LC less each of them with its interval, in points (test)."""
-    rows = {title: {**numbers(ev, [name, f"time:{name}"]), "LC less it (test)": "" if name == LC else words(gain(ev, LC, name, "test"))}
+    """All systems under one budget, and LC less each of them with its interval, in points (test, where there is one)."""
+    rows = {title: {**numbers(ev, [name, f"time:{name}"]), "LC less it": "" if name == LC else words(gain(ev, LC, name, ev.splits[-1]))}
             for name, title in SYSTEMS.items()}
-    return pd.DataFrame(rows).T.reindex(columns=[*FULL[:3], "LC less it (test)", *FULL[3:]])
+    return pd.DataFrame(rows).T.reindex(columns=[*FULL[:3], "LC less it", *FULL[3:]])
 
 
 def by_class(ev: Evidence) -> pd.DataFrame:
-    """IoU of each system by class on the test images, percent (our counterpart of Tables 4 and 5)."""
-    return pd.DataFrame({title: dict(zip(ev[name]["data"]["classes"], [None if v is None else 100 * v for v in ev[name]["metrics"]["test"]["iou"]]))
+    """IoU of each system by class on the test images (val, where there are none), percent (our counterpart of Tables 4 and 5)."""
+    return pd.DataFrame({title: dict(zip(ev[name]["data"]["classes"], [None if v is None else 100 * v for v in ev[name]["metrics"][ev.splits[-1]]["iou"]]))
                          for name, title in SYSTEMS.items() if name in ev.records}).astype(float).T
 
 
@@ -112,7 +112,7 @@ def backbones(ev: Evidence) -> pd.DataFrame:
     rows = {}
     for prefix, title in BACKBONES.items():
         dsn, lc = (f"{prefix}-dsn", f"{prefix}-lc") if prefix else ("dsn", LC)
-        for split in ("val", "test"):
+        for split in ev.splits:
             cells = {row: percent(ev[name], split) for row, name in (("DSN", dsn), ("LC", lc)) if name in ev.records}
             decided = ev[lc]["metrics"][split]["decided"] if lc in ev.records else [float("nan")] * 2
             rows[title, split] = {**cells, "LC less DSN": words(gain(ev, lc, dsn, split)), "stage 1": 100 * decided[0], "stage 2": 100 * decided[1]}

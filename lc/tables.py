@@ -40,6 +40,12 @@ class Evidence:
         return [record for record in self.records.values() if "study" not in record.values]
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that every run is evaluated on: val and test, or val alone where test labels are not public."""
+        first = next(iter(self.trained), None)
+        return tuple(first["metrics"]) if first else ("val",)
+
+    @property
     def label(self) -> str:
         """Data set, resolution and tier, as column headings say them."""
         if not self.records:
@@ -88,7 +94,7 @@ def paper_and_ours(paper: pd.DataFrame, ours: pd.DataFrame, ev: Evidence) -> lis
 def methods(ev: Evidence) -> list[pd.DataFrame]:
     """Table 2: mIoU of the five methods, in percent, and the epochs that each was trained in all."""
     runs = {row: ev.records[name] for row, name in METHODS.items() if name in ev.records}
-    ours = pd.DataFrame({split: {row: percent(run, split) for row, run in runs.items()} for split in ("val", "test")})
+    ours = pd.DataFrame({split: {row: percent(run, split) for row, run in runs.items()} for split in ev.splits})
     ours["epochs"] = pd.Series({row: epochs(run["config"]) for row, run in runs.items()}).map("{:g}".format)
     return paper_and_ours(printed("2").rename(columns={"mIoU": "VOC12 val"}), ours, ev)
 
@@ -106,7 +112,7 @@ def rho_runs(ev: Evidence) -> dict[str, records.Record]:
 
 def rho_table(ev: Evidence) -> list[pd.DataFrame]:
     """Table 1: share of pixels decided in stages 1 and 2, and mIoU, by rho (rows here), all in percent."""
-    ours = {rho: {**rho_row(run["metrics"]["val"]), "mIoU test": percent(run, "test")} for rho, run in rho_runs(ev).items()}
+    ours = {rho: {**rho_row(run["metrics"]["val"]), **{f"mIoU {s}": percent(run, s) for s in ev.splits[1:]}} for rho, run in rho_runs(ev).items()}
     return paper_and_ours(printed("1").T.rename_axis("rho"), pd.DataFrame(ours).T, ev)
 
 

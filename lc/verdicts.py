@@ -42,8 +42,9 @@ class Difference:
         return "reproduced in sign" if (self.value > 0) == (claimed > 0) else "contradicted"
 
 
-def difference(ev: Evidence, a: str, b: str, split: str = "test") -> Difference:
-    """mIoU of experiment a less that of b."""
+def difference(ev: Evidence, a: str, b: str, split: str = "") -> Difference:
+    """mIoU of experiment a less that of b, on a split or (by default) on test where there is one."""
+    split = split or ev.splits[-1]
     first, second = (ev[name].arrays[f"confusions_{split}"] for name in (a, b))
     return Difference(*interval(draws(first) - draws(second)), len(first), split)
 
@@ -52,7 +53,7 @@ def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str) -> str:
     """One sentence: the claim, the paper's number, ours with its interval on both splits, and what follows."""
     if ev.profile.tier == "smoke":
         return f"*{claim}* This is a smoke run, which only shows that the page works: no verdict."
-    found = [difference(ev, a, b, split) for split in ("val", "test")]
+    found = [difference(ev, a, b, split) for split in ev.splits]
     return (f"*{claim}* The paper: {claimed:+.2f} points (VOC12 val). Ours, {ev.label}: "
             + "; ".join(f"{d}: **{d.verdict(claimed, effect=a != METHODS['DSN + Dropout'])}**" for d in found) + ".")
 
@@ -159,7 +160,7 @@ def answers(ev: Evidence) -> list[str]:
     miou, parts, kinds = printed("2")["mIoU"], [], set()
     for other in ("DSN", "IRNet"):
         claimed = miou["LC"] - miou[other]
-        found = [difference(ev, METHODS["LC"], METHODS[other], split) for split in ("val", "test")]
+        found = [difference(ev, METHODS["LC"], METHODS[other], split) for split in ev.splits]
         kinds |= {d.verdict(claimed).split(":")[0] for d in found}
         parts.append(f"LC less {other}: {', '.join(f'{d.short} ({d.split})' for d in found)}; the paper {claimed:+.2f}")
     short = {"reproduced in sign": "yes, in sign", "contradicted": "no, LC loses", "not shown": "not shown"}
@@ -182,7 +183,7 @@ def headline(ev: Evidence) -> list[pd.DataFrame]:
         f"speed-up at rho = {rho:g}": f"{value:.2f}x" for rho, value in paper_speedups().items()}
     for other in ("DSN", "IRNet"):
         if {METHODS["LC"], METHODS[other]} <= set(ev.records):
-            ours[f"mIoU gain of LC over {other}"] = {s: difference(ev, METHODS["LC"], METHODS[other], s).short for s in ("val", "test")}
+            ours[f"mIoU gain of LC over {other}"] = {s: difference(ev, METHODS["LC"], METHODS[other], s).short for s in ev.splits}
     for bench in speed_files("cascade", ev.profile.name):
         for row in bench["rows"]:
             if row["rho"] in paper_speedups():

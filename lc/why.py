@@ -16,7 +16,6 @@ from lc.tables import METHODS, Evidence, draws, interval, percent
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
 MISSING = "not run yet"
-SPLITS = ("val", "test")
 CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
           "lc-dense-read": "zeros where a window could read the stage's input", "lc-long": "too short a cascade training",
           "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms"}
@@ -62,7 +61,7 @@ def changes(ev: Evidence) -> pd.DataFrame:
     rows = {}
     for name, title, control in [(DSN, "", ""), (LC, "", DSN), *((e.name, e.title, e.control) for e in entries.values() if e.group == "why")]:
         row = {("", "change"): title.partition(", ")[2] or "none"}
-        for split in SPLITS:
+        for split in ev.splits:
             row[split, "mIoU"] = f"{percent(ev[name], split):.2f}" if name in ev.records else MISSING
             row[split, "over control"] = words(gain(ev, name, control, split)) if control else ""
             row[split, "over plain LC"] = words(gain(ev, name, LC, split)) if name.startswith("lc") and name != LC else ""
@@ -90,7 +89,7 @@ def causes(ev: Evidence) -> pd.DataFrame:
     """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, and what follows."""
     entries, rows = catalogue(ev.profile.name), {}
     for name, cause in CAUSES.items():
-        for split in SPLITS:
+        for split in ev.splits:
             before, after = gain(ev, LC, DSN, split), gain(ev, name, entries[name].control, split)
             verdict = MISSING if before is None or after is None else "smoke run" if ev.profile.tier == "smoke" else said(before, after)
             rows[cause, split] = {"run": name, "gain with the change": words(after), "moved by": words(_less(after, before)), "so": verdict}
@@ -143,7 +142,7 @@ def seeds(ev: Evidence) -> pd.DataFrame:
     """Gains of LC, and of LC with a halo, over DSN and IRNet: per seed and their mean, on both splits; intervals are over images."""
     rows = {}
     for a, b in ((LC, DSN), (LC, IRNET), (HALO, DSN), (HALO, IRNET), (DSN, IRNET)):
-        for split in SPLITS:
+        for split in ev.splits:
             found = {seed: gain(ev, *(n if seed == ev.profile.seeds[0] else f"{n}-seed-{seed}" for n in (a, b)), split) for seed in ev.profile.seeds}
             there = [drawn for drawn in found.values() if drawn is not None]
             rows[f"{a} over {b}", split] = {**{f"seed {seed}": words(drawn) for seed, drawn in found.items()}, "seeds": len(there),
@@ -152,7 +151,7 @@ def seeds(ev: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis(["gain", "split"])
 
 
-def by_class(ev: Evidence, split: str = "test") -> pd.DataFrame:
+def by_class(ev: Evidence, split: str) -> pd.DataFrame:
     """IoU of LC and DSN by class, and LC less DSN with its interval, in percent."""
     drawn = {name: draws(ev[name].arrays[f"confusions_{split}"], metrics.iou) for name in (LC, DSN)}
     gains = drawn[LC] - drawn[DSN]
@@ -161,7 +160,7 @@ def by_class(ev: Evidence, split: str = "test") -> pd.DataFrame:
                         index=ev[LC]["data"]["classes"])
 
 
-def class_verdict(table: pd.DataFrame, split: str = "test") -> str:
+def class_verdict(table: pd.DataFrame, split: str) -> str:
     """In which classes LC is ahead, behind, or neither."""
     parts = []
     for word, chosen in (("ahead", table["low"] > 0), ("behind", table["high"] < 0)):
@@ -172,7 +171,7 @@ def class_verdict(table: pd.DataFrame, split: str = "test") -> str:
 
 def readings(ev: Evidence) -> str:
     """Both readings of what a window finds outside its region, in mIoU: trained so, and changed at test time only."""
-    parts = [f"trained so, on {split}: {words(gain(ev, 'lc-dense-read', LC, split))}" for split in SPLITS]
+    parts = [f"trained so, on {split}: {words(gain(ev, 'lc-dense-read', LC, split))}" for split in ev.splits]
     if "study-context" in ev.records:
         study = ev["study-context"]
         other, zeros = (draws(study.arrays["confusions"][study["study"]["variants"].index(v)]) for v in ("the stage's input", "zeros"))
