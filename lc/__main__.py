@@ -74,7 +74,8 @@ def run(args) -> None:
     if not todo and not timings:
         print(f"{name}: no run is missing")
         return
-    from lc import bench, runs
+    from lc import runs
+    from lc.speed import bench
     device = _device(args.device)
     print(f"device: {runs.device_name(device)}; data set: {experiments.profile(name).data.name}, looked for under {paths.data_root(args.data)}")
     runs.run_all(todo, args.data, device, args.workers)
@@ -104,7 +105,7 @@ def train(args) -> None:
 def bench(args) -> None:
     """Time against the fastest dense form, and write a file that names the device: a trained cascade at each rho (default), single blocks
     on regions (`region`), the full network (`network`) and a training step (`training`) at the paper's pixel shares, or the loader."""
-    from lc import bench as timing
+    from lc.speed import bench as timing
     device, chosen = _device(args.device), {"repeats": args.repeats} if args.repeats else {}
     name, _ = _resolve(args.profile)
     call = {"cascade": lambda: timing.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
@@ -115,7 +116,8 @@ def bench(args) -> None:
 def predict(args) -> None:
     """Label, stage and confidence maps of images, as PNG overlays."""
     check_rho(args.rho)
-    from lc import fast, runs
+    from lc import runs
+    from lc.speed import fast
     from lc import predict as predictor
     name = args.profile or "camvid-lite"
     images = predictor.read_images(args.images)  # all of them, before anything is written
@@ -157,7 +159,7 @@ def video(args) -> None:
 
 def table(args) -> None:
     """Print a table of the paper beside ours; "readme" renews the numbers in README.md."""
-    from lc import tables, verdicts
+    from lc.report import tables, verdicts
     if args.table == "readme":
         head, _, rest = (paths.ROOT / "README.md").read_text().partition(NUMBERS[0])
         tail = rest.partition(NUMBERS[1])[2]
@@ -179,18 +181,18 @@ def equivalent(args) -> None:
 
 def notebook(args) -> None:
     """Execute one chapter with papermill, parameters checked."""
-    from lc import report
+    from lc.report import pages
     given = dict(setting.partition("=")[::2] for setting in args.set)
-    print(report.execute(args.name, given, args.out))
+    print(pages.execute(args.name, given, args.out))
     if args.html:
-        print(report.to_html(args.out))
-        print("\n".join(report.answers(args.out)))
+        print(pages.to_html(args.out))
+        print("\n".join(pages.answers(args.out)))
 
 
 def stage(args) -> None:
     """Lay out the book's sources beside the executed notebooks, and refuse if one of them failed."""
-    from lc import report
-    print(report.stage(args.profile))
+    from lc.report import pages
+    print(pages.stage(args.profile))
 
 
 def stamp(args) -> None:

@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lc import bench, cost, fast, paths, plots, runs
+from lc import paths, runs
+from lc.report import plots
+from lc.speed import bench, cost, fast
 from lc.cascade import CascadeOutput, cells_to_pixels, upsample
 from lc.data import IGNORE, Spec, read_image, to_input
 from lc.errors import InputError, check_rho

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lc import cost
+from lc.speed import cost
 from lc.backbone import COMPONENTS, cut_stages, irnet
 from lc.cascade import build_irnet_lc
 from lc.paper import published

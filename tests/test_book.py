@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lc import paths, records, report
+from lc import paths, records
+from lc.report import pages as maker
 from lc.errors import InputError
 from lc.experiments import catalogue
 
@@ -37,7 +38,7 @@ def test_reproduce_makes_everything(chain):
     book = lines[-1].removeprefix("The book: ")
     assert book.endswith("build/smoke/html/index.html")
     pages = {p.stem: p.read_text() for p in (paths.build("smoke") / "html").glob("*.html")}
-    assert {p.stem for p in report.SOURCES.glob("*.ipynb")} < set(pages)
+    assert {p.stem for p in maker.SOURCES.glob("*.ipynb")} < set(pages)
     for name, text in pages.items():
         assert "Traceback" not in text and "cell_output stderr" not in text and "Error</span>" not in text, name
     shown = {p.name for p in (paths.build("smoke") / "html/records").iterdir()}
@@ -86,14 +87,14 @@ def test_a_chapter_at_another_rho(chain):
 
 def test_a_failing_notebook_fails_and_keeps_its_copy(chain, tmp_path, monkeypatch):
     """An error in a cell is one line; the target does not appear; the executed copy is kept under another name."""
-    source = json.loads((report.SOURCES / "methods.ipynb").read_text())
+    source = json.loads((maker.SOURCES / "methods.ipynb").read_text())
     source["cells"][-1]["source"] = ["1 / 0"]
     (tmp_path / "methods.ipynb").write_text(json.dumps(source))
-    monkeypatch.setattr(report, "SOURCES", tmp_path)
+    monkeypatch.setattr(maker, "SOURCES", tmp_path)
     with pytest.raises(InputError, match="notebook methods failed: ZeroDivisionError: division by zero; the executed copy is .*failed.ipynb"):
-        report.execute("methods", {"profile": "smoke"}, tmp_path / "out" / "methods.ipynb")
+        maker.execute("methods", {"profile": "smoke"}, tmp_path / "out" / "methods.ipynb")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["methods.failed.ipynb"]
     with pytest.raises(InputError, match="cell .* holds an error|not executed to its end"):
-        report.check_executed(tmp_path / "out" / "methods.failed.ipynb")
+        maker.check_executed(tmp_path / "out" / "methods.failed.ipynb")
     with pytest.raises(InputError, match="was not executed to its end"):
-        report.check_executed(tmp_path / "methods.ipynb")
+        maker.check_executed(tmp_path / "methods.ipynb")

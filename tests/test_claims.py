@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from lc import benchmark, claims, paths, tables
+from lc import paths
+from lc.report import systems, claims, tables
 from lc.experiments import catalogue
 from lc.paper import all_published, published
 from tests.conftest import fake_record
@@ -87,7 +88,7 @@ def test_faster_needs_quartiles_apart(house, times, said):
     (folder / "systems-test.json").write_text(json.dumps({"device": "test", "rows": rows}))
     ev = tables.Evidence(tables.profile("camvid-lite"), {})
     assert claims._compare("faster", ev, ["lc-0.985", "segnet"], None)[0] == said
-    assert not benchmark.missing(ev, "time:segnet") and benchmark.missing(ev, "time:deeplab-v2")
+    assert not systems.missing(ev, "time:segnet") and systems.missing(ev, "time:deeplab-v2")
 
 
 def test_what_an_option_adds(house):
@@ -126,10 +127,10 @@ def test_coverage_follows_the_records(house, monkeypatch):
     monkeypatch.setattr(benchmark, "listed", lambda name: [
         {"where": "Table 2", "row": "LC", "page": "methods", "on": on, "note": note} for on, note in
         (("lc-0.985", ""), ("lc-0.985 dsn time:segnet", ""), ("published", ""), ("bench:network", "on a CPU"), ("model", ""))])
-    table = benchmark.coverage(tables.Evidence(tables.profile("camvid-lite"), {"lc-0.985": fake_record("camvid-lite", "lc-0.985")}))
+    table = systems.coverage(tables.Evidence(tables.profile("camvid-lite"), {"lc-0.985": fake_record("camvid-lite", "lc-0.985")}))
     assert list(table["state"]) == ["done", "missing: dsn, time:segnet", "published row only", "missing: bench:network (on a CPU)", "done"]
     assert "records/lc-0.985-" in table["records"][1]
-    assert benchmark.summary(table) == "Of 5 table rows and figure panels: 2 done, 2 missing, 1 published row only."
+    assert systems.summary(table) == "Of 5 table rows and figure panels: 2 done, 2 missing, 1 published row only."
 
 
 def test_facts_hold():

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lc import bench, cost, opponents, predict
-from lc import fast as fast_module
+from lc import predict
+from lc.speed import bench, cost, opponents
+from lc.speed import fast as fast_module
 from lc.__main__ import main
 from lc.cascade import build_irnet_lc
 from lc.errors import InputError
-from lc.fast import FastMixed, FastResidual, prepare
+from lc.speed.fast import FastMixed, FastResidual, prepare
 
 
 @pytest.fixture(scope="module")

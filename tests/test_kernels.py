@@ -10,11 +10,11 @@ import json
 import pytest
 import torch
 
-kernels = pytest.importorskip("lc.kernels")
+kernels = pytest.importorskip("lc.speed.kernels")
 
 from lc.region import Region
 from lc.region_conv import RegionTensor, region_conv2d_reference, region_max_pool2d
-from lc import bench
+from lc.speed import bench
 from test_fast import SMALL, model, unhurried  # noqa: F401 (fixtures)
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
@@ -108,7 +108,7 @@ def test_compiles_for_a_gpu():
     code = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from lc.kernels import _convolve
+from lc.speed.kernels import _convolve
 kernel, constants = _convolve.fn, dict(KW=3, TAPS=9, DY=2, DX=2, RELU=True, ADD=True, PRECISION="ieee", WIDEN=False, ROWS=128, COLS=64, DEPTH=32)
 kinds = ["*bf16"] * 4 + ["*i32"] * 3 + ["i32"] * (len(kernel.arg_names) - 7)
 signature = {name: "constexpr" if name in constants else kind for name, kind in zip(kernel.arg_names, kinds)}

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lc import config, paths, records, tables, verdicts
+from lc import config, paths, records
+from lc.report import tables, verdicts
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig, from_dict, override
 from lc.errors import InputError
 from lc.experiments import PROFILES, catalogue

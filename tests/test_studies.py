@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from lc import audit, metrics, studies
+from lc import metrics, studies
+from lc.report import audit
 from lc.cascade import build_irnet_lc
 from lc.config import DataConfig
 from lc.data import SegmentationSet, to_input

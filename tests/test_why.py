@@ -4,11 +4,12 @@ import json
 import numpy as np
 import pytest
 
-from lc import benchmark, metrics, tables, verdicts, why
-from lc.tables import Evidence, draws, profile
+from lc import metrics
+from lc.report import systems, tables, verdicts, why
+from lc.report.tables import Evidence, draws, profile
 from tests.conftest import fake_record
 
-LINES = benchmark.listed("coverage")
+LINES = systems.listed("coverage")
 STUDY = {"variants": ["zeros", "halo 2", "everything"], "networks": ["LC", "DSN"], "miou": [0.5] * 6,
          "computed": [[1, 0.6, 0.4], [1, 0.8, 0.7], [1, 1, 1]] * 2}
 
@@ -98,7 +99,7 @@ def test_a_data_set_without_test_labels(house):
     assert ev.splits == ("val",)
     shown = verdicts.readme_block(ev) + " ".join(verdicts.answers(ev) + verdicts.method_verdicts(ev))
     assert "on val" in shown and not any(word in shown for word in ("mIoU test", "on test", "(test)", "stand-in) test"))
-    assert benchmark.systems(ev).loc["DSN", "LC less it"].startswith("+") and len(benchmark.by_class(ev)) == 3
+    assert systems.systems(ev).loc["DSN", "LC less it"].startswith("+") and len(systems.by_class(ev)) == 3
     assert why.changes(ev).loc["lc-0.985", ("val", "over control")].startswith("+")
 
 
@@ -117,7 +118,7 @@ def test_tables_of_systems(house, monkeypatch, name):
     """Rows are the paper's; a run that is there is named, one that is not says so, quoted rows are marked; no system, no crash."""
     ev = evidence(dsn=0, lc_0p985=40)
     monkeypatch.setattr(benchmark, "listed", lambda _: LINES)
-    frame = benchmark.table(ev, name)[0]
+    frame = systems.table(ev, name)[0]
     ours = frame[ev.label]["run"]
     assert list(frame.index) == list(tables.printed(name).index) and ours.notna().all()
     assert "SegNet" not in frame.index or ours["SegNet"] == "segnet: not run yet"
@@ -139,9 +140,9 @@ def test_times_reach_the_tables(house, monkeypatch):
     ev = evidence(dsn=0, lc_0p985=40)
     ev.records["segnet"] = fake_record("camvid-lite", "irnet", parameters=5_000_000)
     ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["none", "CRF"], "miou": [0.5, 0.6], "seconds": [1, 2]})
-    row = benchmark.table(ev, "3")[0][ev.label].loc["SegNet"]
+    row = systems.table(ev, "3")[0][ev.label].loc["SegNet"]
     assert (row["ms"], row["images/s"], row["M parameters"]) == (8, 125, 5)
-    assert list(benchmark.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val", "images/s"]]) == ["study-crf: CRF", 60, 0.5]
+    assert list(systems.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val", "images/s"]]) == ["study-crf: CRF", 60, 0.5]
     bench = {"experiment": "lc-0.985", "device": "test", "rows": [{"rho": rho, "ms": 1, "ms_low": 1, "ms_high": 1, "speedup": 1, "stage_ms": [1]}
                                                                   for rho in (None, *map(float, tables.columns("1", "mIoU")))]}
     points = tables.speed_points(ev, bench)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lc.cascade import LayerCascade, undecided
 from lc.errors import check_rho
-from lc.fast import FastMixed, FastResidual, prepare
+from lc.speed.fast import FastMixed, FastResidual, prepare
 
 INTERPRETED = triton.knobs.runtime.interpret
 TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
@@ -146,13 +146,13 @@ def matrix(weight: Tensor) -> Tensor:
 
 
 class DeviceMixed:
-    """A lc.fast.FastMixed (or FastResidual) on device rows. Its buffer is [branches of one layer | ends of the others | pool | their
+    """A lc.speed.fast.FastMixed (or FastResidual) on device rows. Its buffer is [branches of one layer | ends of the others | pool | their
     entries], so that every product writes where the concatenation wants it; branches of one layer must come first."""
 
     def __init__(self, part: FastMixed, dtype: torch.dtype):
         chained = [bool(chain) for chain in part.chains]
         if chained != sorted(chained):
-            raise ValueError("a branch of one layer behind a longer one: run this network through lc.fast")
+            raise ValueError("a branch of one layer behind a longer one: run this network through lc.speed.fast")
         ready = lambda product: (product.weight.t().to(dtype).contiguous(), product.bias.to(dtype))
         self.pool, self.entry = part.pool, ready(part.entry)
         self.chains = [(width, [(conv, *ready(product)) for conv, product in chain]) for width, chain in zip(part.widths, part.chains) if chain]

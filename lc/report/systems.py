@@ -7,10 +7,10 @@ published, a row that is only quoted. Records that are missing leave their cells
 import pandas as pd
 
 from lc import paths
-from lc.claims import link, listed
+from lc.report.claims import link, listed
 from lc.experiments import BEST_RHO
-from lc.tables import Evidence, draws, paper_and_ours, percent, printed, speed_files, system_times
-from lc.why import MISSING, gain, words
+from lc.report.tables import Evidence, draws, paper_and_ours, percent, printed, speed_files, system_times
+from lc.report.why import MISSING, gain, words
 
 LC = f"lc-{BEST_RHO}"
 QUOTED = "published row only"

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from lc.cascade import build_irnet_lc
-from lc.cost import components
+from lc.speed.cost import components
 from lc.experiments import BEST_RHO
 from lc.paper import published
-from lc.tables import printed
+from lc.report.tables import printed
 
 FAST_RHO = "0.800"
 

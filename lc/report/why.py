@@ -8,10 +8,11 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from lc import cost, metrics
+from lc import metrics
+from lc.speed import cost
 from lc.cascade import build_irnet_lc
 from lc.experiments import catalogue
-from lc.tables import METHODS, Evidence, draws, interval, percent
+from lc.report.tables import METHODS, Evidence, draws, interval, percent
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from lc import tables
+from lc.report import tables
 
 
 def say(*sentences: str) -> None:

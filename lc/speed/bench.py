@@ -1,7 +1,7 @@
 """`lc bench`: measure, and write the timing file that pages read. Time depends on the device, so its name is in the file's.
 
-The dense opponent is the fastest of these forms: folded batch norms in channels last (lc.fast.fold), torch.compile of that, ONNX Runtime
-and OpenVINO where they are installed (a CUDA graph on a GPU), the region side's own code (lc.fast.prepare, lc.kernels) with every pixel
+The dense opponent is the fastest of these forms: folded batch norms in channels last (lc.speed.fast.fold), torch.compile of that, ONNX Runtime
+and OpenVINO where they are installed (a CUDA graph on a GPU), the region side's own code (lc.speed.fast.prepare, lc.speed.kernels) with every pixel
 active, and for the network the first with the last stage of our own. All give the reference's output to TOLERANCE, or the bench stops.
 """
 import itertools
@@ -21,14 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc import cost, fast, paths, records, runs
+from lc import paths, records, runs
+from lc.speed import cost, fast
 from lc.backbone import irnet
 from lc.cascade import STRIDE, LayerCascade, build_irnet_lc
 from lc.config import Phase, TrainConfig
 from lc.data import SegmentationSet, TrainingSamples, epoch_loader, to_input
 from lc.experiments import experiment
 from lc.errors import InputError
-from lc.opponents import dense_forms, difference
+from lc.speed.opponents import dense_forms, difference
 from lc.paper import columns, published
 from lc.region import Region
 from lc.region_conv import RegionTensor
@@ -58,7 +59,7 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
 
 
 def _write(kind: str, device: torch.device, values: dict, target: Path | None, folder: Path = paths.ROOT / "results" / "bench") -> Path:
-    values = {"schema": records.SCHEMA, "kind": kind, **records.provenance(runs.device_name(device), "fast"),
+    values = {"schema": records.SCHEMA, "kind": kind, **records.provenance(runs.device_name(device), "speed/fast"),
               "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dtype": "float32", "threads": torch.get_num_threads(), **values}
     slug = re.sub(r"[^a-z0-9]+", "-", values["device"].lower()).strip("-")
     target = target or folder / f"{kind}-{slug}.json"
@@ -118,7 +119,7 @@ def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> 
 
     if not static:
         return lambda region: partial(rows, region)
-    from lc import kernels
+    from lc.speed import kernels
     block, flat, every = kernels.DeviceMixed(quick, x.dtype), x.permute(0, 2, 3, 1).flatten(0, 2), torch.arange(x[:, 0].numel(), dtype=torch.int32, device=x.device)
 
     def buffers(mask: Tensor) -> tuple[kernels.DeviceRegion, Tensor]:
@@ -222,7 +223,7 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
 def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: bool) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
     """From masks for stages 2, 3, ... to the call that gives the cascade's log-probabilities; static: in device buffers, one CUDA graph."""
     if static:
-        from lc.kernels import DeviceCascade, capture
+        from lc.speed.kernels import DeviceCascade, capture
         cascade = DeviceCascade(model, 0.5, dtype)
         return lambda masks: partial(lambda call: call(image, *masks)[0], capture(cascade, image, *masks))
 

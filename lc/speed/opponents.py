@@ -33,7 +33,7 @@ def _compiled(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def _graph(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    from lc.kernels import capture
+    from lc.speed.kernels import capture
     return partial(capture(module, x), x)
 
 

@@ -9,12 +9,13 @@ import json
 import pandas as pd
 import torch
 
-from lc import audit, paths, verdicts
+from lc import paths
+from lc.report import audit, verdicts
 from lc.cascade import build_irnet_lc
-from lc.cost import components
+from lc.speed.cost import components
 from lc.paper import published
 from lc.records import Record
-from lc.tables import (Evidence, decided_shares, difficulty_shares, draws, interval, label_ratios, near_boundary, percent, rho_runs,
+from lc.report.tables import (Evidence, decided_shares, difficulty_shares, draws, interval, label_ratios, near_boundary, percent, rho_runs,
                        speed_files, system_times)
 
 BOUNDARY = 3     # pixels: how near "on a boundary" is, at most

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from lc.paper import published
-from lc.tables import (METHODS, Evidence, decided_shares, difficulty_shares, draws, interval, label_ratios, methods, near_boundary,
+from lc.report.tables import (METHODS, Evidence, decided_shares, difficulty_shares, draws, interval, label_ratios, methods, near_boundary,
                        paper_and_ours, percent, printed, rho_runs, rho_table, selection_table, speed_files)
 
 METHOD_CLAIMS = (("DSN", "IRNet", "Deep supervision alone gains little over IRNet."),

@@ -1,0 +1,1 @@
+"""Time and cost: what regions save, measured against the fastest dense form."""
