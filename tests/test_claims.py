@@ -124,7 +124,7 @@ def test_lines_name_what_exists(line):
 
 def test_coverage_follows_the_records(house, monkeypatch):
     """Done with all records there, missing by name without, quoted rows as such."""
-    monkeypatch.setattr(benchmark, "listed", lambda name: [
+    monkeypatch.setattr(systems, "listed", lambda name: [
         {"where": "Table 2", "row": "LC", "page": "methods", "on": on, "note": note} for on, note in
         (("lc-0.985", ""), ("lc-0.985 dsn time:segnet", ""), ("published", ""), ("bench:network", "on a CPU"), ("model", ""))])
     table = systems.coverage(tables.Evidence(tables.profile("camvid-lite"), {"lc-0.985": fake_record("camvid-lite", "lc-0.985")}))
