@@ -17,7 +17,6 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import pandas as pd
 import psutil
 import torch
 import torch.nn.functional as F
@@ -224,14 +223,16 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
             differences["region"] = difference(call, plain, "region")
             same = (plain.argmax(1) == call().argmax(1)).float().mean().item()
             everything = {"all active": on([torch.ones_like(mask) for mask in masks])} if static else {}
-            times = _undisturbed({**dense, **everything, "region": call}, repeats, device)
+            with given(masks):
+                stages, by_stage = [], {} if static else {"stages": lambda: stages.append(cost.timed_stages(quick, image, 0.5))}
+                times = _undisturbed({**dense, **everything, "region": call, **by_stage}, repeats, device)
+            times.pop("stages", None)
             ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
             rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                          **_compare(times, ideal), "differences": {**differences},
                          "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(call, device)}})
-            if not static:
-                with given(masks):
-                    rows[-1]["stage_ms"] = [1e3 * v for v in np.median([cost.timed_stages(quick, image, 0.5) for _ in range(repeats)], axis=0)]
+            if stages:
+                rows[-1]["stage_ms"] = (1e3 * np.median(stages[1:], axis=0)).tolist()
     return _write("network", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
 
 
@@ -310,21 +311,3 @@ def loader(profile_name: str, root, device: torch.device, target: Path | None = 
     rows = [{"part": name, "images_s": mid, "images_s_low": low, "images_s_high": high} for name, (low, mid, high) in spread.items()]
     return _write("loader", device, {"profile": profile_name, "batch": len(image), "size": list(image.shape[2:]), "amp": str(amp), "repeats": repeats,
                                      "decoded_images_s": decoded, "rows": rows}, target)
-
-
-def frame(bench: dict, part: str | None) -> pd.DataFrame:
-    """One entry of each row (forms_ms, differences, gap, peak_bytes, stage_ms) as a table, or the rows themselves (None); empty where a
-    file does not have it."""
-    index, values = [], []
-    for row in bench["rows"]:
-        index.append({k: row[k] if k != "active" else ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[k])) for k in ("layer", "rho", "active", "part") if k in row})
-        found = {k: v for k, v in row.items() if k not in index[-1]} if part is None else row.get(part, {})
-        values.append(found if isinstance(found, dict) else {f"stage {i}": v for i, v in enumerate(found, start=1)})
-    return pd.DataFrame(values, index=pd.MultiIndex.from_frame(pd.DataFrame(index)))
-
-
-def absentees(bench: dict) -> str:
-    """Which opponents were not timed, and why, in a sentence."""
-    if "absent" not in bench:
-        return "**These rows were timed before torch.compile, ONNX Runtime and OpenVINO were opponents.**"
-    return "Not timed: " + "; ".join(f"{name} ({why})" for name, why in bench["absent"].items()) + "." if bench["absent"] else "Every opponent ran."
