@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lc import paths
-from lc.report import systems, claims, tables
+from lc.report import claims, systems, tables
 from lc.experiments import catalogue
 from lc.paper import all_published, published
 from tests.conftest import fake_record

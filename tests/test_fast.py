@@ -2,6 +2,9 @@
 import copy
 import json
 import re
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -84,6 +87,20 @@ def test_the_fastest_dense_form_is_the_opponent():
         bench._compare({"folded": steady(10), "region": np.linspace(10, 45, 8)}, ideal=2)
 
 
+def test_a_busy_machine_is_no_place_to_time(monkeypatch):
+    """Other processes' use of the cores is measured while the contestants run."""
+    calls = {"region": lambda: time.sleep(0.01)}
+    monkeypatch.setattr(bench, "BUSY", float("inf"))
+    assert len(bench._undisturbed(calls, 3, torch.device("cpu"))["region"]) == 3
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        monkeypatch.setattr(bench, "BUSY", 0.05)
+        with pytest.raises(InputError, match="too noisy to tell: other processes used .* 0.05 allowed"):
+            bench._undisturbed(calls, 100, torch.device("cpu"))
+    finally:
+        other.kill()
+
+
 @torch.no_grad()
 def test_given_masks_are_what_is_computed(model):
     """The same for the plain and the prepared cascade: these pixels reach stages 2 and 3, one after the other, call after call."""
@@ -128,7 +145,7 @@ def unhurried(monkeypatch):
     """Benches whose times mean nothing: a busy machine is not the test's matter, nor is compiling."""
     def compiler(module, x):
         raise RuntimeError("left out in tests")
-    monkeypatch.setattr(bench, "NOISY", float("inf")), monkeypatch.setattr(bench, "SHARES", (1.0, 0.5)), monkeypatch.setattr(opponents, "_compiled", compiler)
+    monkeypatch.setattr(bench, "NOISY", float("inf")), monkeypatch.setattr(bench, "BUSY", float("inf")), monkeypatch.setattr(bench, "SHARES", (1.0, 0.5)), monkeypatch.setattr(opponents, "_compiled", compiler)
 
 
 SMALL = {"width": 0.125, "blocks": (1, 1, 1), "head_width": 16}

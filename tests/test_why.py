@@ -117,7 +117,7 @@ def test_where_lc_differs(house):
 def test_tables_of_systems(house, monkeypatch, name):
     """Rows are the paper's; a run that is there is named, one that is not says so, quoted rows are marked; no system, no crash."""
     ev = evidence(dsn=0, lc_0p985=40)
-    monkeypatch.setattr(benchmark, "listed", lambda _: LINES)
+    monkeypatch.setattr(systems, "listed", lambda _: LINES)
     frame = systems.table(ev, name)[0]
     ours = frame[ev.label]["run"]
     assert list(frame.index) == list(tables.printed(name).index) and ours.notna().all()
@@ -132,7 +132,7 @@ def test_tables_of_systems(house, monkeypatch, name):
 
 def test_times_reach_the_tables(house, monkeypatch):
     """Milliseconds come from the systems' file of the device; a study brings its own seconds; Fig. 7a gets its outside points."""
-    monkeypatch.setattr(benchmark, "listed", lambda _: LINES)
+    monkeypatch.setattr(systems, "listed", lambda _: LINES)
     folder = house / "results" / "camvid-lite" / "bench"
     folder.mkdir(parents=True)
     rows = [{"system": "segnet", "ms": 8.0, "ms_low": 7, "ms_high": 9, "parameters": 5}]

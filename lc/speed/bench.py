@@ -7,6 +7,7 @@ active, and for the network the first with the last stage of our own. All give t
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -16,27 +17,28 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import pandas as pd
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc import paths, records, runs
-from lc.speed import cost, fast
 from lc.backbone import irnet
 from lc.cascade import STRIDE, LayerCascade, build_irnet_lc
 from lc.config import Phase, TrainConfig
 from lc.data import SegmentationSet, TrainingSamples, epoch_loader, to_input
-from lc.experiments import experiment
 from lc.errors import InputError
-from lc.speed.opponents import dense_forms, difference
+from lc.experiments import experiment
 from lc.paper import columns, published
 from lc.region import Region
 from lc.region_conv import RegionTensor
+from lc.speed import cost, fast
+from lc.speed.opponents import dense_forms, difference
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
 CPU = torch.device("cpu")
 NOISY = 0.15  # interquartile range over median, of the dense side and of the speed-up, above which a machine is too noisy to tell
+BUSY = 0.2  # cores that other processes may use meanwhile
 SHARES = (1.0, 0.77, 0.5, 0.44, 0.25)
 SETTINGS = {"cpu": [(torch.float32, 1, (512, 512))],  # dtype, batch, image size
             "cuda": [(dtype, batch, size) for dtype in (torch.bfloat16, torch.float16) for batch in (1, 16) for size in ((512, 512), (1024, 2048))]}
@@ -94,6 +96,19 @@ def _alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> d
             if repeat >= 0:
                 samples[name].append(1e3 * (cost._now(device) - start))
     return {name: np.array(values) for name, values in samples.items()}
+
+
+def _undisturbed(contestants: dict, repeats: int, device: torch.device) -> dict[object, np.ndarray]:
+    """`_alternate`; InputError if other processes kept more than BUSY cores busy meanwhile: they slow some thread pools more than others."""
+    def used() -> np.ndarray:
+        times = psutil.cpu_times()
+        return np.array([sum(times[:8]) - times.idle - getattr(times, "iowait", 0) - time.process_time(), time.perf_counter()])
+
+    start, found = used(), _alternate(contestants, repeats, device)
+    busy, seconds = used() - start
+    if busy / seconds > BUSY:
+        raise InputError(f"this machine is too noisy to tell: other processes used {busy / seconds:.2f} cores, {BUSY:g} allowed; run it again when nothing else runs")
+    return found
 
 
 def _compare(found: dict[str, np.ndarray], ideal: float) -> dict:
@@ -165,7 +180,7 @@ def region(target: Path | None = None, device: torch.device = CPU, repeats: int 
             for _ in range(chain):
                 plain = block(plain)
             differences["region"] = difference(lambda: _as_map(call()), plain.dense(), "region")
-            times = _alternate({**dense, "all active": on(full), "region": call, **({} if static else _left_out(name, on, mask, chain))}, repeats, device)
+            times = _undisturbed({**dense, "all active": on(full), "region": call, **({} if static else _left_out(name, on, mask, chain))}, repeats, device)
             parts = {key: times.pop(key) for key in list(times) if key.startswith(("without", "calls"))}
             row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": on_size, **_compare(times, 1 / active), "differences": {**differences}}
             rows.append(row | ({} if static else {"gap": _gap(row, parts)}))
@@ -209,14 +224,16 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
             differences["region"] = difference(call, plain, "region")
             same = (plain.argmax(1) == call().argmax(1)).float().mean().item()
             everything = {"all active": on([torch.ones_like(mask) for mask in masks])} if static else {}
-            times = _alternate({**dense, **everything, "region": call}, repeats, device)
+            with given(masks):
+                stages, by_stage = [], {} if static else {"stages": lambda: stages.append(cost.timed_stages(quick, image, 0.5))}
+                times = _undisturbed({**dense, **everything, "region": call, **by_stage}, repeats, device)
+            times.pop("stages", None)
             ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
             rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                          **_compare(times, ideal), "differences": {**differences},
                          "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(call, device)}})
-            if not static:
-                with given(masks):
-                    rows[-1]["stage_ms"] = [1e3 * v for v in np.median([cost.timed_stages(quick, image, 0.5) for _ in range(repeats)], axis=0)]
+            if stages:
+                rows[-1]["stage_ms"] = (1e3 * np.median(stages[1:], axis=0)).tolist()
     return _write("network", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
 
 
@@ -261,7 +278,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
                  **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": partial(step, net, x, masks)}
         macs = [(row["macs"], shares[row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
-        rows.append({"layer": part, "rho": float(rho), "active": shares[1:], **_compare(_alternate(calls, repeats, device), ideal),
+        rows.append({"layer": part, "rho": float(rho), "active": shares[1:], **_compare(_undisturbed(calls, repeats, device), ideal),
                      "peak_bytes": {"dense": cost.peak_bytes(calls["as trained"], device), "region": cost.peak_bytes(calls["region"], device)}})
     return _write("training", device, {"size": list(size), "batch": batch, "repeats": repeats, "rows": rows}, target)
 
@@ -290,22 +307,8 @@ def loader(profile_name: str, root, device: torch.device, target: Path | None = 
         cascade_loss(out, label, (1, 2, 3)).backward()
         optimizer.step()
 
-    times = _alternate({"loader": lambda: next(batches), "step": step}, repeats, device)
+    times = _undisturbed({"loader": lambda: next(batches), "step": step}, repeats, device)
     spread = {name: [1e3 * len(image) / v for v in np.quantile(values, [0.75, 0.5, 0.25])] for name, values in times.items()}
     rows = [{"part": name, "images_s": mid, "images_s_low": low, "images_s_high": high} for name, (low, mid, high) in spread.items()]
     return _write("loader", device, {"profile": profile_name, "batch": len(image), "size": list(image.shape[2:]), "amp": str(amp), "repeats": repeats,
                                      "decoded_images_s": decoded, "rows": rows}, target)
-
-
-def frame(bench: dict, part: str | None) -> pd.DataFrame:
-    """One entry of each row (forms_ms, differences, gap, peak_bytes, stage_ms) as a table, or the rows themselves (None)."""
-    whose = [{name: ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[name])) if name == "active" else row[name]
-              for name in ("layer", "rho", "active", "part") if name in row} for row in bench["rows"]]
-    values = [{k: v for k, v in row.items() if k not in who} if part is None else
-              row[part] if isinstance(row[part], dict) else {f"stage {i}": v for i, v in enumerate(row[part], start=1)} for who, row in zip(whose, bench["rows"])]
-    return pd.DataFrame(values, index=pd.MultiIndex.from_frame(pd.DataFrame(whose)))
-
-
-def absentees(bench: dict) -> str:
-    """Which opponents were not timed, and why, in a sentence."""
-    return "Not timed: " + "; ".join(f"{name} ({why})" for name, why in bench["absent"].items()) + "." if bench["absent"] else "Every opponent ran."

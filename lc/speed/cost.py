@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -161,3 +162,20 @@ def _bench_row(rho: float | None, stages: np.ndarray, dense: np.ndarray, handed:
     low, median, high = np.quantile(total, [0.25, 0.5, 0.75])
     return {"rho": rho, "ms": median, "ms_low": low, "ms_high": high, "samples": len(total), "speedup": float(np.median(dense / total)),
             "stage_ms": np.median(stages, axis=0).tolist(), "handed": None if handed is None else np.mean(handed, axis=0).tolist()}
+
+
+def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
+    """Entries of the rows (forms_ms, differences, gap, peak_bytes in MiB, stage_ms) as tables; no table for what a file does not have."""
+    index = [{k: row[k] if k != "active" else ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[k])) for k in ("layer", "rho", "active") if k in row}
+             for row in bench["rows"]]
+    index = pd.MultiIndex.from_frame(pd.DataFrame(index).astype(str))
+    named = lambda part, found: pd.Series(found) / (2**20 if part == "peak_bytes" else 1) if isinstance(found, dict) else \
+        pd.Series({f"stage {i}": v for i, v in enumerate(found, start=1)})
+    return [pd.DataFrame([named(part, row[part]) for row in bench["rows"]]).set_axis(index) for part in parts if part in bench["rows"][0]]
+
+
+def absentees(bench: dict) -> str:
+    """Which opponents were not timed, and why, in a sentence."""
+    if "absent" not in bench:
+        return "**These rows were timed before torch.compile, ONNX Runtime and OpenVINO were opponents.**"
+    return "Not timed: " + "; ".join(f"{name} ({why})" for name, why in bench["absent"].items()) + "." if bench["absent"] else "Every opponent ran."
