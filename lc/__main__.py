@@ -104,12 +104,14 @@ def train(args) -> None:
 
 def bench(args) -> None:
     """Time against the fastest dense form, and write a file that names the device: a trained cascade at each rho (default), single blocks
-    on regions (`region`), the full network (`network`) and a training step (`training`) at the paper's pixel shares, or the loader."""
+    on regions (`region`), the full network (`network`), LC on timm's (`networks`) and a training step (`training`) at the paper's pixel shares,
+    the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`)."""
     from lc.speed import bench as timing
     device, chosen = _device(args.device), {"repeats": args.repeats} if args.repeats else {}
     name, _ = _resolve(args.profile)
     call = {"cascade": lambda: timing.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
-            "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen)}
+            "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
+            "systems": lambda: timing.systems(name, args.json, device, **chosen)}
     print(call.get(args.kind, lambda: getattr(timing, args.kind)(args.json, device, **chosen))())
 
 
@@ -233,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
     sub = add("bench", bench, "profile", "data", "device")
-    sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network", "training", "loader"))
+    sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network", "networks", "training", "loader", "systems", "poster"))
     sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
     sub.add_argument("--images", type=int, default=10)
     sub.add_argument("--repeats", type=int, help="rounds after the warm-up (default: 5 to 9, by kind)")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lc import paths, runs
 from lc.report import plots
-from lc.speed import bench, cost, fast
+from lc.speed import cost, fast, timing
 from lc.cascade import CascadeOutput, cells_to_pixels, upsample
 from lc.data import IGNORE, Spec, read_image, to_input
 from lc.errors import InputError, check_rho
@@ -124,7 +124,7 @@ def frame_rates(model: nn.Module, images: list[np.ndarray], rhos: list[float], h
     inputs, quick = [_input(model, image, height) for image in images], fast.prepare(model)
     over = lambda call: [call(x) for x in inputs]
     dense = {name: partial(over, partial(cost.run_dense, form)) for name, form in (("folded", fast.fold(model)), ("all active", quick))}
-    times = bench._alternate(dense | {rho: partial(over, lambda x, rho=rho: quick(x, rho)) for rho in rhos}, 3, inputs[0].device)
+    times = timing.alternate(dense | {rho: partial(over, lambda x, rho=rho: quick(x, rho)) for rho in rhos}, 3, inputs[0].device)
     rates = {name: 1e3 * len(images) / float(np.median(ms)) for name, ms in times.items()}
     return max(rates[name] for name in dense), {rho: rates[rho] for rho in rhos}
 

@@ -119,7 +119,7 @@ def test_lines_name_what_exists(line):
     assert (paths.ROOT / "book" / f"{line['page']}.ipynb").exists() and made
     assert made == ["published"] or all(
         word in known | {"model"} or re.fullmatch(r"bench:(region|network|cascade|systems)", word)
-        or word.startswith("time:") and word[5:] in known | {"vgg16", "resnet101"} for word in made)
+        or word.startswith("time:") and word[5:] in known or word.startswith("poster:") and word[7:] in known | {"vgg16", "resnet101"} for word in made)
 
 
 def test_coverage_follows_the_records(house, monkeypatch):

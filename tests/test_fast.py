@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lc import predict
-from lc.speed import bench, cost, opponents
-from lc.speed import fast as fast_module
+from lc import experiments, predict
 from lc.__main__ import main
 from lc.cascade import build_irnet_lc
+from lc.config import ModelConfig
 from lc.errors import InputError
+from lc.networks import build
+from lc.speed import bench, cost, opponents, timing
+from lc.speed import fast as fast_module
 from lc.speed.fast import FastMixed, FastResidual, prepare
 
 
@@ -25,7 +27,11 @@ from lc.speed.fast import FastMixed, FastResidual, prepare
 def model():
     """A small cascade with statistics and biases that are not at their start values."""
     torch.manual_seed(0)
-    cascade = build_irnet_lc(4, width=0.125, blocks=(1, 2, 2), head_width=8)
+    return seasoned(build_irnet_lc(4, width=0.125, blocks=(1, 2, 2), head_width=8))
+
+
+def seasoned(cascade):
+    """As training would leave it."""
     for module in cascade.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5), torch.nn.init.normal_(module.bias, std=0.3)
@@ -70,33 +76,65 @@ def test_every_block_of_the_later_stages_is_fast(model):
     assert sum(isinstance(m, FastResidual) for m in fast.modules()) == 4 and isinstance(fast.stages[1].reduction_b, FastMixed) and all(not p.requires_grad for p in fast.parameters())
 
 
+def other(name: str, width: float):
+    """A cascade on one of timm's networks, small, with statistics and biases that are not at their start values."""
+    torch.manual_seed(0)
+    cascade = seasoned(build(4, network=name, width=width, head_width=8))
+    with torch.no_grad():
+        for head, logits in zip(cascade.heads, cascade(torch.randn(1, 3, 48, 56), 1.0).logits):
+            head.classify.weight /= logits.std()  # or confidences are all 1
+    return cascade
+
+
+OTHERS = [("vgg16", 0.125), ("resnet101", 0.125), ("inception_resnet_v2", 1.0)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, width", OTHERS)
+def test_other_networks(name, width):
+    """One mechanism for every network: nothing but fast parts is left in the later stages, and the cascade says the same."""
+    model = other(name, width)
+    x, quick = torch.randn(1, 3, 48, 56, generator=torch.Generator().manual_seed(1)), prepare(model)
+    expected = model(x, rho := float(model(x, 1.0, depth=1).probs.amax(1).quantile(0.6)))
+    parts = [part for stage in quick.stages[1:] for item in stage for part in (item if isinstance(item, nn.Sequential) else [item])]
+    assert parts and all(isinstance(part, fast_module.OnRows) for part in parts) and 0 < expected.shares[1] < 1
+    torch.testing.assert_close(quick(x, rho).probs, expected.probs, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(quick(x, 1.0).probs, model(x, 1.0).probs, atol=2e-5, rtol=1e-4)
+
+
+def test_a_convolution_off_the_grid_stays_as_it_is():
+    """What a region cannot compute is not made fast, so that its error comes; ReLU goes with the convolution before it only."""
+    parts = [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2)]
+    assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(*parts))] == ["FastConv", "Conv2d", "ReLU", "Conv2d", "FastConv", "MaxPool2d"]
+
+
 def test_blobs_have_the_share_they_are_asked_for():
     """Nested for one seed, so that a later stage's region lies inside the earlier one's."""
-    wide, narrow = (bench.blob(share, (64, 64), 0) for share in (0.77, 0.25))
-    assert wide.float().mean().item() == pytest.approx(0.77, abs=0.001) and not (narrow & ~wide).any() and bench.blob(1.0, (8, 8), 0).all()
+    wide, narrow = (timing.blob(share, (64, 64), 0) for share in (0.77, 0.25))
+    assert wide.float().mean().item() == pytest.approx(0.77, abs=0.001) and not (narrow & ~wide).any() and timing.blob(1.0, (8, 8), 0).all()
 
 
 def test_the_fastest_dense_form_is_the_opponent():
     """A slow dense form flatters nobody; a noisy machine says so, whichever side shook."""
     steady = lambda value: np.full(8, float(value))
-    row = bench._compare({"folded": steady(30), "OpenVINO": steady(20), "region": steady(10)}, ideal=2.5)
+    row = timing.compare({"folded": steady(30), "OpenVINO": steady(20), "region": steady(10)}, ideal=2.5)
     assert (row["dense_form"], row["speedup"], row["ratio"]) == ("OpenVINO", 2, 0.8) and row["forms_ms"] == {"folded": 30, "OpenVINO": 20, "region": 10}
     with pytest.raises(InputError, match="too noisy to tell: the dense side's quartiles"):
-        bench._compare({"folded": np.linspace(10, 40, 8), "region": steady(10)}, ideal=2)
+        timing.compare({"folded": np.linspace(10, 40, 8), "region": steady(10)}, ideal=2)
     with pytest.raises(InputError, match="too noisy to tell: the speed-up's quartiles are 0.277 and 0.542 x"):
-        bench._compare({"folded": steady(10), "region": np.linspace(10, 45, 8)}, ideal=2)
+        timing.compare({"folded": steady(10), "region": np.linspace(10, 45, 8)}, ideal=2)
 
 
 def test_a_busy_machine_is_no_place_to_time(monkeypatch):
     """Other processes' use of the cores is measured while the contestants run."""
     calls = {"region": lambda: time.sleep(0.01)}
-    monkeypatch.setattr(bench, "BUSY", float("inf"))
-    assert len(bench._undisturbed(calls, 3, torch.device("cpu"))["region"]) == 3
+    monkeypatch.setattr(timing, "BUSY", float("inf"))
+    assert len(timing.undisturbed(calls, 3, torch.device("cpu"))["region"]) == 3
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        monkeypatch.setattr(bench, "BUSY", 0.05)
+        monkeypatch.setattr(timing, "BUSY", 0.05)
         with pytest.raises(InputError, match="too noisy to tell: other processes used .* 0.05 allowed"):
-            bench._undisturbed(calls, 100, torch.device("cpu"))
+            timing.undisturbed(calls, 100, torch.device("cpu"))
     finally:
         other.kill()
 
@@ -105,8 +143,8 @@ def test_a_busy_machine_is_no_place_to_time(monkeypatch):
 def test_given_masks_are_what_is_computed(model):
     """The same for the plain and the prepared cascade: these pixels reach stages 2 and 3, one after the other, call after call."""
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
-    masks = [bench.blob(share, (16, 16), 0) for share in (0.6, 0.3)]
-    with bench.given(masks):
+    masks = [timing.blob(share, (16, 16), 0) for share in (0.6, 0.3)]
+    with timing.given(masks):
         plain, fast, again = (m(image, 0.5) for m in (model, prepare(model), model))
     assert torch.equal(plain.handed[1], masks[0]) and torch.equal(fast.handed[2], masks[1]) and torch.equal(again.handed[2], masks[1])
     torch.testing.assert_close(plain.probs, fast.probs, atol=2e-5, rtol=1e-4)
@@ -137,7 +175,7 @@ def test_peak_memory():
         c = b + 1
         del b
         return c + 1
-    assert cost.peak_bytes(call, torch.device("cpu")) == pytest.approx(2e6, rel=0.01)
+    assert cost.peak_bytes(call, torch.device("cpu")) == pytest.approx(2e6, rel=0.05)
 
 
 @pytest.fixture
@@ -145,7 +183,7 @@ def unhurried(monkeypatch):
     """Benches whose times mean nothing: a busy machine is not the test's matter, nor is compiling."""
     def compiler(module, x):
         raise RuntimeError("left out in tests")
-    monkeypatch.setattr(bench, "NOISY", float("inf")), monkeypatch.setattr(bench, "BUSY", float("inf")), monkeypatch.setattr(bench, "SHARES", (1.0, 0.5)), monkeypatch.setattr(opponents, "_compiled", compiler)
+    monkeypatch.setattr(timing, "NOISY", float("inf")), monkeypatch.setattr(timing, "BUSY", float("inf")), monkeypatch.setattr(bench, "SHARES", (1.0, 0.5)), monkeypatch.setattr(opponents, "_compiled", compiler)
 
 
 SMALL = {"width": 0.125, "blocks": (1, 1, 1), "head_width": 16}
@@ -166,6 +204,25 @@ def test_bench_network(unhurried, tmp_path):
     for row, shares in zip(values["rows"], ((0.77, 0.48), (0.44, 0.15))):
         assert row["active"] == pytest.approx(shares, abs=0.01) and row["same_labels"] > 0.999 and len(row["stage_ms"]) == 3 and min(row["stage_ms"]) > 0
         assert {"folded", "all active", "mixed", "region"} <= set(row["forms_ms"]) and min(row["peak_bytes"].values()) > 1e5 and row["ideal"] > 1
+
+
+def test_bench_networks(unhurried, tmp_path, monkeypatch):
+    """LC on timm's networks, in rows that name them."""
+    monkeypatch.setattr(bench, "TIMM", {name: bench.TIMM[name] for name in ("vgg16", "resnet101")})
+    rows = json.loads(bench.networks(tmp_path / "x.json", repeats=1, settings=[(torch.float32, 1, (128, 128))], width=0.125, head_width=16).read_text())["rows"]
+    assert [(row["network"], row["rho"]) for row in rows] == [("vgg16", 0.985), ("vgg16", 0.8), ("resnet101", 0.985), ("resnet101", 0.8)]
+    assert all(row["same_labels"] > 0.999 and row["ideal"] > 1 for row in rows)
+
+
+def test_bench_systems(tmp_path, monkeypatch):
+    """Every system of a profile beside the others, the poster's networks at their size; LC only where its shares are known."""
+    values = json.loads(bench.systems("smoke", tmp_path / "x.json", repeats=1).read_text())
+    rows = {row["system"]: row for row in values["rows"]}
+    assert set(rows) - {"lc-0.985", "lc-0.800", "aspp-lc"} == {*experiments.SYSTEMS, "irnet", "vgg16", "resnet101"} and values["size"] == [64, 64]
+    assert all(row["ms_low"] <= row["ms"] <= row["ms_high"] for row in rows.values()) and rows["irnet"]["parameters"] < rows["segnet"]["parameters"]
+    monkeypatch.setattr(bench, "ModelConfig", lambda *name: ModelConfig(*name, width=0.125))
+    values = json.loads(bench.poster(tmp_path / "y.json", repeats=1).read_text())
+    assert values["size"] == [300, 500] and [row["system"] for row in values["rows"]] == ["vgg16", "resnet101", "irnet", "lc-0.985", "lc-0.800"]
 
 
 def test_bench_training_and_loader(unhurried, tmp_path):

@@ -15,7 +15,7 @@ kernels = pytest.importorskip("lc.speed.kernels")
 from lc.region import Region
 from lc.region_conv import RegionTensor, region_conv2d_reference, region_max_pool2d
 from lc.speed import bench
-from test_fast import SMALL, model, unhurried  # noqa: F401 (fixtures)
+from test_fast import OTHERS, SMALL, model, other, unhurried  # noqa: F401 (fixtures)
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 
@@ -93,6 +93,26 @@ def test_forward_in_static_buffers(model, images, quantile):  # noqa: F811
     assert torch.equal(decided, expected.decided)
     if quantile:
         assert 0 < expected.shares[2] < 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, width", OTHERS)
+def test_other_networks_in_static_buffers(name, width):
+    """timm's networks go through the same kernels: plain convolutions, dilated pools, shortcuts with a convolution, a block without ReLU."""
+    cascade, x = other(name, width), torch.randn(1, 3, 32, 40, generator=torch.Generator().manual_seed(1))
+    rho = float(cascade(x, 1.0, depth=1).probs.amax(1).quantile(0.6))
+    log_probs, decided = kernels.DeviceCascade(cascade, rho)(x)
+    expected = cascade(x, rho)
+    assert torch.equal(decided, expected.decided) and 0 < expected.shares[1] < 1
+    torch.testing.assert_close(log_probs.exp(), expected.probs, atol=2e-5, rtol=1e-4)
+
+
+def test_what_has_no_kernel():
+    """An error that names the parts."""
+    cascade = other("vgg16", 0.125)
+    cascade.heads[2] = torch.nn.Conv2d(64, 4, 1)
+    with pytest.raises(ValueError, match="no kernel for Conv2d: call the cascade itself"):
+        kernels.DeviceCascade(cascade, 0.5)
 
 
 def test_benches_of_a_gpu_run_through(unhurried, tmp_path):  # noqa: F811

@@ -113,7 +113,7 @@ def test_where_lc_differs(house):
     assert why.class_verdict(table, "test").startswith("On test, LC is ahead in 1 of 3 classes (b (+") and "behind in 0 of 3 classes;" in why.class_verdict(table, "test")
 
 
-@pytest.mark.parametrize("name", ["3", "4", "5", "6", "poster", "slides"])
+@pytest.mark.parametrize("name", ["3", "4", "5", "6", "slides"])
 def test_tables_of_systems(house, monkeypatch, name):
     """Rows are the paper's; a run that is there is named, one that is not says so, quoted rows are marked; no system, no crash."""
     ev = evidence(dsn=0, lc_0p985=40)
@@ -142,6 +142,10 @@ def test_times_reach_the_tables(house, monkeypatch):
     ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["none", "CRF"], "miou": [0.5, 0.6], "seconds": [1, 2]})
     row = systems.table(ev, "3")[0][ev.label].loc["SegNet"]
     assert (row["ms"], row["images/s"], row["M parameters"]) == (8, 125, 5)
+    assert systems.table(ev, "poster")[0][ev.label].isna().all(axis=None)
+    (house / "results" / "bench").mkdir()
+    (house / "results" / "bench" / "poster-test.json").write_text(json.dumps({"device": "test", "rows": [{**rows[0], "system": "vgg16", "ms": 20.0}]}))
+    assert list(systems.table(ev, "poster")[0][ev.label].loc["VGG16"]) == [5e-6, 20, 50]
     assert list(systems.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val", "images/s"]]) == ["study-crf: CRF", 60, 0.5]
     bench = {"experiment": "lc-0.985", "device": "test", "rows": [{"rho": rho, "ms": 1, "ms_low": 1, "ms_high": 1, "speedup": 1, "stage_ms": [1]}
                                                                   for rho in (None, *map(float, tables.columns("1", "mIoU")))]}

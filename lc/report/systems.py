@@ -1,7 +1,7 @@
 """Tables 3 to 6, the poster's and the slides': other systems beside LC, under one budget; and what of the paper is covered where.
 
 results/coverage.csv has a line for each table row and figure panel, with what it is made from, in one word each: a run or study of the
-catalogue; time:NAME, a row of the systems' timing file; bench:KIND, a timing file; labels, the masks of VOC; model, the network itself;
+catalogue; time:NAME, a row of the systems' timing file; poster:NAME, of the poster's; bench:KIND, a timing file; labels, the masks of VOC; model, the network itself;
 published, a row that is only quoted. Records that are missing leave their cells empty.
 """
 import pandas as pd
@@ -19,7 +19,7 @@ SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet (pooling indices)", "deeplab": "
            "crf-rnn": "CRF-RNN (FCN-8s, mean field)", "irnet": "IRNet", "dsn": "DSN", LC: "LC", "lc-0.800": "LC (fast)",
            "aspp-lc": "LC with an ASPP head"}
 FULL = ["run", "mIoU val", "mIoU test", "M parameters", "ms", "images/s"]
-HEADS = {"3": FULL, "4": FULL[:3], "5": FULL[:3], "6": FULL, "poster": ["run", "M parameters", "ms", "images/s"], "slides": FULL}
+HEADS = {"3": FULL, "4": FULL[:3], "5": FULL[:3], "6": FULL, "poster": ["M parameters", "ms", "images/s"], "slides": FULL}
 OPTIONS = {"multi-scale": ("study-multiscale", "study-crf"), "CRF": ("study-crf", "crf-rnn"), "COCO": ()}
 BACKBONES = {"vgg16": "VGG16", "resnet101": "ResNet-101", "": "IRNet"}
 
@@ -30,11 +30,16 @@ def made_from(table: str) -> dict[str, list[str]]:
     return {row["row"]: row["on"].split() for row in listed("coverage") if row["where"] == where}
 
 
+def timed(ev: Evidence, kind: str) -> pd.DataFrame:
+    """The timing file that words of a kind (time, poster) speak of."""
+    return system_times(ev.profile.name if kind == "time" else "")
+
+
 def missing(ev: Evidence, word: str) -> bool:
     """Whether what a word of results/coverage.csv names is not there."""
     kind, _, name = word.partition(":")
-    if kind == "time":
-        return name not in system_times(ev.profile.name).index
+    if kind in ("time", "poster"):
+        return name not in timed(ev, kind).index
     if kind == "bench":
         return not speed_files(name, ev.profile.name if name in ("cascade", "systems") else "")
     if kind == "labels":
@@ -68,16 +73,16 @@ def numbers(ev: Evidence, made: list[str]) -> dict:
     if made == ["published"]:
         return {"run": QUOTED}
     name, cells = made[0], {}
-    if name not in ev.records:
-        cells["run"] = f"{name}: {MISSING}"
-    elif "study" in ev[name].values:
+    if name in ev.records and "study" in ev[name].values:
         study = ev[name]["study"]
         cells |= {"run": f"{name}: {study['variants'][-1]}", "mIoU val": 100 * study["miou"][-1], "ms": 1e3 * study["seconds"][-1]}
-    else:
+    elif name in ev.records:
         cells |= {"run": name, **{f"mIoU {split}": percent(ev[name], split) for split in ev.splits},
                   "M parameters": ev[name]["parameters"] / 1e6}
-    times = system_times(ev.profile.name)["ms"]
-    cells |= {"ms": times[word[5:]] for word in made if word.startswith("time:") and word[5:] in times}
+    elif ":" not in name:
+        cells["run"] = f"{name}: {MISSING}"
+    for kind, _, system in (word.partition(":") for word in made if ":" in word and not missing(ev, word)):
+        cells = {"M parameters": timed(ev, kind)["parameters"][system] / 1e6, **cells, "ms": timed(ev, kind)["ms"][system]}
     return cells | ({"images/s": 1000 / cells["ms"]} if "ms" in cells else {})
 
 

@@ -170,22 +170,23 @@ def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
 
 
 def speed_files(kind: str, profile_name: str = "") -> list[dict]:
-    """Timing files, one per device: "region" and "network" belong to no profile, "cascade" and "systems" to one."""
+    """Timing files, one per device: "region", "network", "networks", "training", "loader" and "poster" belong to no profile, "cascade" and "systems" to one."""
     return [json.loads(path.read_text()) for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json"))]
 
 
 def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:
-    """Milliseconds (ms, ms_low, ms_high) and parameters of each system by name, on one device (None: the first there is)."""
-    found = [bench["rows"] for bench in speed_files("systems", profile_name) if device in (None, bench["device"])]
+    """Milliseconds (ms, ms_low, ms_high) and parameters of each system by name, on one device (None: the first there is); of the
+    poster's networks, which belong to no profile, for the empty name."""
+    found = [bench["rows"] for bench in speed_files("systems" if profile_name else "poster", profile_name) if device in (None, bench["device"])]
     return pd.DataFrame(found[0] if found else [], columns=["system", "ms", "ms_low", "ms_high", "parameters"]).set_index("system")
 
 
 def speed_table(bench: dict) -> pd.DataFrame:
-    """Rows of a region or network bench: milliseconds of the fastest dense form and of the region side, speed-up with quartiles, ideal."""
+    """Rows of a bench against the fastest dense form: milliseconds of the fastest dense form and of the region side, speed-up with quartiles, ideal."""
     rows = pd.DataFrame(bench["rows"])
     rows["active, %"] = [", ".join(f"{100 * a:.0f}" for a in np.atleast_1d(active)) for active in rows["active"]]
     rows["quartiles"] = [f"{low:.2f}-{high:.2f}" for low, high in zip(rows["speedup_low"], rows["speedup_high"])]
-    heads = {"layer": "layer", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms", "dense_form": "dense form",
+    heads = {"layer": "layer", "network": "network", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms", "dense_form": "dense form",
              "region_ms": "region ms", "speedup": "speed-up", "quartiles": "quartiles", "ideal": "ideal", "ratio": "measured / ideal"}
     shown = [head for head in heads if head in rows]
     return rows[shown].rename(columns=heads).set_index(heads[shown[0]])

@@ -5,40 +5,32 @@ and OpenVINO where they are installed (a CUDA graph on a GPU), the region side's
 active, and for the network the first with the last stage of our own. All give the reference's output to TOLERANCE, or the bench stops.
 """
 import itertools
-import json
-import re
-import time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import psutil
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc import paths, records, runs
 from lc.backbone import irnet
-from lc.cascade import STRIDE, LayerCascade, build_irnet_lc
-from lc.config import Phase, TrainConfig
+from lc.cascade import STRIDE, LayerCascade
+from lc.config import ModelConfig, Phase, TrainConfig
 from lc.data import SegmentationSet, TrainingSamples, epoch_loader, to_input
-from lc.errors import InputError
-from lc.experiments import experiment
+from lc.experiments import BEST_RHO, SYSTEMS, catalogue, experiment, profile
+from lc.networks import TIMM, build
 from lc.paper import columns, published
 from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast
 from lc.speed.opponents import dense_forms, difference
+from lc.speed.timing import CPU, alternate, blob, compare, given, undisturbed, write
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
-CPU = torch.device("cpu")
-NOISY = 0.15  # interquartile range over median, of the dense side and of the speed-up, above which a machine is too noisy to tell
-BUSY = 0.2  # cores that other processes may use meanwhile
+TIMED = {"irnet": "irnet", "vgg16-initial": "vgg16", "resnet101-initial": "resnet101"}  # dense networks: run and name of the row
 SHARES = (1.0, 0.77, 0.5, 0.44, 0.25)
 SETTINGS = {"cpu": [(torch.float32, 1, (512, 512))],  # dtype, batch, image size
             "cuda": [(dtype, batch, size) for dtype in (torch.bfloat16, torch.float16) for batch in (1, 16) for size in ((512, 512), (1024, 2048))]}
@@ -57,71 +49,7 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
     values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": [height, width], "images": len(inputs),
               "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels",
               "model": asdict(entry.run.model), "rows": rows}
-    return _write("cascade", device, values, target, paths.results(profile_name) / "bench")
-
-
-def _write(kind: str, device: torch.device, values: dict, target: Path | None, folder: Path = paths.ROOT / "results" / "bench") -> Path:
-    values = {"schema": records.SCHEMA, "kind": kind, **records.provenance(runs.device_name(device), "speed/fast"),
-              "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dtype": "float32", "threads": torch.get_num_threads(), **values}
-    slug = re.sub(r"[^a-z0-9]+", "-", values["device"].lower()).strip("-")
-    target = target or folder / f"{kind}-{slug}.json"
-    records.write_whole(target, (json.dumps(values, indent=1) + "\n").encode())
-    return target
-
-
-def blob(share: float, size: tuple[int, int], seed: int, images: int = 1) -> Tensor:
-    """(N, H, W) bool: a region of that share in smooth blobs, as cascades leave them."""
-    if share >= 1:
-        return torch.ones(images, *size, dtype=torch.bool)
-    coarse = torch.randn(images, 1, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(seed))
-    smooth = F.interpolate(coarse, size, mode="bicubic")[:, 0]
-    return smooth < np.quantile(smooth.numpy(), share)
-
-
-@contextmanager
-def given(masks: list[Tensor] | None):
-    """Within the block cascades hand these pixels (if any are given) to stages 2, 3, ..., whatever they are sure of: the reason takes no time."""
-    turn = itertools.cycle(masks or ())
-    with mock.patch("lc.cascade.undecided", lambda *_: next(turn)) if masks else nullcontext():
-        yield
-
-
-def _alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> dict[object, np.ndarray]:
-    """Milliseconds of each contestant, measured in turns; one round warms up."""
-    samples = {name: [] for name in contestants}
-    for repeat in range(-1, repeats):
-        for name, call in contestants.items():
-            start = cost._now(device)
-            call()
-            if repeat >= 0:
-                samples[name].append(1e3 * (cost._now(device) - start))
-    return {name: np.array(values) for name, values in samples.items()}
-
-
-def _undisturbed(contestants: dict, repeats: int, device: torch.device) -> dict[object, np.ndarray]:
-    """`_alternate`; InputError if other processes kept more than BUSY cores busy meanwhile: they slow some thread pools more than others."""
-    def used() -> np.ndarray:
-        times = psutil.cpu_times()
-        return np.array([sum(times[:8]) - times.idle - getattr(times, "iowait", 0) - time.process_time(), time.perf_counter()])
-
-    start, found = used(), _alternate(contestants, repeats, device)
-    busy, seconds = used() - start
-    if busy / seconds > BUSY:
-        raise InputError(f"this machine is too noisy to tell: other processes used {busy / seconds:.2f} cores, {BUSY:g} allowed; run it again when nothing else runs")
-    return found
-
-
-def _compare(found: dict[str, np.ndarray], ideal: float) -> dict:
-    """The region side against the fastest of the others; InputError if that one, or the speed-up, was too noisy."""
-    dense = min((name for name in found if name != "region"), key=lambda name: np.median(found[name]))
-    ratios = found[dense] / found["region"]
-    for what, values, unit in (("dense side", found[dense], "ms"), ("speed-up", ratios, "x")):
-        low, high = np.quantile(values, [0.25, 0.75])
-        if (high - low) / np.median(values) > NOISY:
-            raise InputError(f"this machine is too noisy to tell: the {what}'s quartiles are {low:.3g} and {high:.3g} {unit}; run it again when nothing else runs")
-    return {"dense_form": dense, "dense_ms": float(np.median(found[dense])), "region_ms": float(np.median(found["region"])), "speedup": float(np.median(ratios)),
-            "speedup_low": float(low), "speedup_high": float(high), "ideal": ideal, "ratio": float(np.median(ratios) / ideal),
-            "forms_ms": {name: float(np.median(values)) for name, values in found.items()}}
+    return write("cascade", device, values, target, paths.results(profile_name) / "bench")
 
 
 def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> Callable[[Tensor | Region], Callable]:
@@ -154,7 +82,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
     def ungathered() -> None:
         with mock.patch.object(fast, "_windows", lambda rows, table: zeros(len(table), table.shape[1] * rows.shape[1])):
             on(ready)()
-    return {"without index": on(ready), "without index, gathering": ungathered, "calls": _chain_on(fast.FastResidual(narrow), few, chain, False)(pixels)}
+    return {"without index": on(ready), "without index, gathering": ungathered, "calls": _chain_on(fast.quick(narrow), few, chain, False)(pixels)}
 
 
 @torch.no_grad()
@@ -169,7 +97,7 @@ def region(target: Path | None = None, device: torch.device = CPU, repeats: int 
         folded = fast.fold(block)
         on_size = grid or tuple(side // STRIDE for side in size)
         x = torch.randn(batch, block.project.out_channels, *on_size, device=device).to(memory_format=torch.channels_last)
-        on = _chain_on(fast.FastResidual(folded), x.to(dtype), chain, static)
+        on = _chain_on(fast.quick(folded), x.to(dtype), chain, static)
         dense, absent = dense_forms(nn.Sequential(*chain * [folded]).to(dtype, memory_format=torch.channels_last), x.to(dtype))
         full = blob(1.0, on_size, 0, batch).to(device)
         differences = {form: difference(call, nn.Sequential(*chain * [block])(x), form) for form, call in dense.items()}
@@ -180,11 +108,11 @@ def region(target: Path | None = None, device: torch.device = CPU, repeats: int 
             for _ in range(chain):
                 plain = block(plain)
             differences["region"] = difference(lambda: _as_map(call()), plain.dense(), "region")
-            times = _undisturbed({**dense, "all active": on(full), "region": call, **({} if static else _left_out(name, on, mask, chain))}, repeats, device)
+            times = undisturbed({**dense, "all active": on(full), "region": call, **({} if static else _left_out(name, on, mask, chain))}, repeats, device)
             parts = {key: times.pop(key) for key in list(times) if key.startswith(("without", "calls"))}
-            row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": on_size, **_compare(times, 1 / active), "differences": {**differences}}
+            row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": on_size, **compare(times, 1 / active), "differences": {**differences}}
             rows.append(row | ({} if static else {"gap": _gap(row, parts)}))
-    return _write("region", device, {"size": rows[0]["size"], "chain": chain, "repeats": repeats, "absent": absent, "rows": rows}, target)
+    return write("region", device, {"size": rows[0]["size"], "chain": chain, "repeats": repeats, "absent": absent, "rows": rows}, target)
 
 
 def _as_map(found) -> Tensor:
@@ -203,10 +131,31 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
             **architecture) -> Path:
     """The full IRNet-LC at the pixel shares of Table 1 (rho = 0.985 and 0.8), index building and all heads included, against the dense
     network with its last head; random weights, as time does not depend on them. Both sides are compared with the plain modules."""
+    rows, absent = _network_rows(device, repeats, static, settings or SETTINGS[device.type], architecture)
+    return write("network", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
+
+
+@torch.no_grad()
+def networks(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, static: bool | None = None, settings: list | None = None,
+             **architecture) -> Path:
+    """`network` for LC on timm's networks."""
+    rows = []
+    for name in TIMM:
+        found, absent = _network_rows(device, repeats, static, settings or SETTINGS[device.type], {"network": name, **architecture})
+        rows += [{"network": name, **row} for row in found]
+    return write("networks", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
+
+
+def _left(rho: str) -> np.ndarray:
+    """Shares of pixels that reach stages 2 and 3 in Table 1."""
+    return 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
+
+
+def _network_rows(device: torch.device, repeats: int, static: bool | None, settings: list, architecture: dict) -> tuple[list[dict], dict]:
     torch.manual_seed(0)
     rows, absent, static = [], {}, device.type == "cuda" if static is None else static
-    model = build_irnet_lc(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    for dtype, batch, size in settings or SETTINGS[device.type]:
+    model = build(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    for dtype, batch, size in settings:
         image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
         folded, quick = fast.fold(model).to(dtype, memory_format=torch.channels_last), fast.prepare(model)
         dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image.to(dtype))
@@ -215,8 +164,7 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
             dense["all active"] = lambda: cost.run_dense(quick, image)
             dense["mixed"] = lambda: folded.heads[-1](quick.stages[-1](nn.Sequential(*folded.stages[:-1])(image)))
         for rho in ("0.985", "0.800"):
-            left = 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
-            masks = [blob(share, grid, 0, batch).to(device) for share in left]
+            masks = [blob(share, grid, 0, batch).to(device) for share in _left(rho)]
             on = _network_on(model if static else quick, image, dtype, static)
             shares, call = [mask.float().mean().item() for mask in masks], on(masks)
             with given(masks):
@@ -226,15 +174,54 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
             everything = {"all active": on([torch.ones_like(mask) for mask in masks])} if static else {}
             with given(masks):
                 stages, by_stage = [], {} if static else {"stages": lambda: stages.append(cost.timed_stages(quick, image, 0.5))}
-                times = _undisturbed({**dense, **everything, "region": call, **by_stage}, repeats, device)
+                times = undisturbed({**dense, **everything, "region": call, **by_stage}, repeats, device)
             times.pop("stages", None)
             ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
             rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
-                         **_compare(times, ideal), "differences": {**differences},
+                         **compare(times, ideal), "differences": {**differences},
                          "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(call, device)}})
             if stages:
                 rows[-1]["stage_ms"] = (1e3 * np.median(stages[1:], axis=0)).tolist()
-    return _write("network", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
+    return rows, absent
+
+
+@torch.no_grad()
+def systems(profile_name: str, target: Path | None = None, device: torch.device = CPU, repeats: int = 5) -> Path:
+    """Each system of a profile on one image of its size, LC at the shares its record has; random weights. Every network is in the faster
+    of the two forms that need no compiler: folded in channels last, or with its later stages prepared (lc.speed.fast)."""
+    entries, size = catalogue(profile_name), profile(profile_name).train.crop
+    shares = {name: 1 - np.cumsum(record["metrics"]["val"]["decided"])[:-1] for name in (f"lc-{BEST_RHO}", "lc-0.800", "aspp-lc")
+              if name in entries and (record := records.find(entries[name]))}
+    chosen = {TIMED.get(name, name): (entry.run.model, shares.get(name)) for name, entry in entries.items() if name in (*SYSTEMS, *TIMED, *shares)}
+    return write("systems", device, _systems_rows(chosen, size, device, repeats), target, paths.results(profile_name) / "bench")
+
+
+@torch.no_grad()
+def poster(target: Path | None = None, device: torch.device = CPU, repeats: int = 5) -> Path:
+    """The poster's networks at full width on an image of 300x500 pixels, LC at the shares of Table 1; forms as in `systems`."""
+    chosen = {**{name: (ModelConfig(name), None) for name in ("vgg16", "resnet101", "irnet")},
+              **{name: (ModelConfig(), _left(rho)) for name, rho in ((f"lc-{BEST_RHO}", BEST_RHO), ("lc-0.800", "0.800"))}}
+    return write("poster", device, _systems_rows(chosen, (300, 500), device, repeats), target)
+
+
+def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], size: tuple[int, int], device: torch.device, repeats: int) -> dict:
+    torch.manual_seed(0)
+    image, forms, found = torch.randn(1, 3, *size, device=device).to(memory_format=torch.channels_last), {}, {}
+    for name, (config, left) in chosen.items():
+        model = build(21, **asdict(config)).eval().to(device, memory_format=torch.channels_last)
+        folded, quick = fast.fold(model).to(memory_format=torch.channels_last), fast.prepare(model)
+        found[name] = sum(p.numel() for p in model.parameters())
+        if left is None:
+            forms |= {(name, "folded"): partial(cost.run_dense, folded, image), (name, "prepared"): partial(cost.run_dense, quick, image)}
+        else:
+            grid = tuple(-(-side // STRIDE) for side in size)
+            forms[name, "prepared"] = _network_on(quick, image, torch.float32, False)([blob(share, grid, 0).to(device) for share in left])
+    rows = []
+    for (name, form), times in alternate(forms, repeats, device).items():
+        low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
+        rows.append({"system": name, "form": form, "ms": median, "ms_low": low, "ms_high": high, "parameters": found[name]})
+    rows = [min((row for row in rows if row["system"] == name), key=lambda row: row["ms"]) for name in chosen]
+    return {"size": list(size), "batch": 1, "repeats": repeats, "rows": rows}
 
 
 def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: bool) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
@@ -255,7 +242,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
     losses; torch.compile of it on a GPU only: on a CPU it took minutes to compile a small network, and made it no faster): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output)."""
     torch.manual_seed(0)
     rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase()
-    model = build_irnet_lc(21, **architecture).to(device, memory_format=torch.channels_last)
+    model = build(21, **architecture).to(device, memory_format=torch.channels_last)
     set_trainable(model, phase)
     optimizer, _ = make_optimizer(model, TrainConfig(), Phase(lr=1e-6), 10)
     image, label = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), torch.randint(21, (batch, *size), device=device)
@@ -271,16 +258,15 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
             optimizer.step()
 
     for (part, net, x), rho in itertools.product((("stages 2-3", later, features), ("whole step", model, image)), ("0.985", "0.800")):
-        left = 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
-        masks = [blob(share, grid, 0, batch).to(device) for share in left]
+        masks = [blob(share, grid, 0, batch).to(device) for share in _left(rho)]
         shares = [1.0, *(mask.float().mean().item() for mask in masks)]
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in masks]),
                  **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": partial(step, net, x, masks)}
         macs = [(row["macs"], shares[row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
-        rows.append({"layer": part, "rho": float(rho), "active": shares[1:], **_compare(_undisturbed(calls, repeats, device), ideal),
+        rows.append({"layer": part, "rho": float(rho), "active": shares[1:], **compare(undisturbed(calls, repeats, device), ideal),
                      "peak_bytes": {"dense": cost.peak_bytes(calls["as trained"], device), "region": cost.peak_bytes(calls["region"], device)}})
-    return _write("training", device, {"size": list(size), "batch": batch, "repeats": repeats, "rows": rows}, target)
+    return write("training", device, {"size": list(size), "batch": batch, "repeats": repeats, "rows": rows}, target)
 
 
 def loader(profile_name: str, root, device: torch.device, target: Path | None = None, repeats: int = 9) -> Path:
@@ -291,7 +277,7 @@ def loader(profile_name: str, root, device: torch.device, target: Path | None = 
     for i in range(len(data)):
         data.read(i)
     decoded = len(data) / (cost._now(CPU) - start)
-    model, amp = build_irnet_lc(data.num_classes, **asdict(run_.model)), autocast_dtype(run_.train.amp, device)
+    model, amp = build(data.num_classes, **asdict(run_.model)), autocast_dtype(run_.train.amp, device)
     model.to(device, memory_format=training_format(amp, device))
     set_trainable(model, run_.phases[0])
     optimizer, _ = make_optimizer(model, run_.train, run_.phases[0], 10)
@@ -307,8 +293,8 @@ def loader(profile_name: str, root, device: torch.device, target: Path | None = 
         cascade_loss(out, label, (1, 2, 3)).backward()
         optimizer.step()
 
-    times = _undisturbed({"loader": lambda: next(batches), "step": step}, repeats, device)
+    times = undisturbed({"loader": lambda: next(batches), "step": step}, repeats, device)
     spread = {name: [1e3 * len(image) / v for v in np.quantile(values, [0.75, 0.5, 0.25])] for name, values in times.items()}
     rows = [{"part": name, "images_s": mid, "images_s_low": low, "images_s_high": high} for name, (low, mid, high) in spread.items()]
-    return _write("loader", device, {"profile": profile_name, "batch": len(image), "size": list(image.shape[2:]), "amp": str(amp), "repeats": repeats,
+    return write("loader", device, {"profile": profile_name, "batch": len(image), "size": list(image.shape[2:]), "amp": str(amp), "repeats": repeats,
                                      "decoded_images_s": decoded, "rows": rows}, target)

@@ -3,14 +3,20 @@
 Batch norms are folded into their convolutions. An Inception-ResNet block becomes a few matrix products on the P x C matrix of its
 active pixels: the 1x1 entries of all branches in one, each wide convolution as gather and multiply, and a projection that adds
 itself to the residual in place. Products run in oneDNN with packed weights and fused ReLU where PyTorch has it (10 % faster than
-its matmul here), as plain matrix products elsewhere. A dense map is the full region.
+its matmul here), as plain matrix products elsewhere. A dense map is the full region. timm's blocks are of the same kinds: a ResNet's
+bottleneck is a residual block with one branch.
 """
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from timm.layers import ConvNormAct
+from timm.models.inception_resnet_v2 import Block8, Block17, Block35, Mixed_7a
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -30,16 +36,51 @@ def prepare(model: LayerCascade) -> LayerCascade:
     if model.reading == "dense":
         return model
     for number, stage in enumerate(model.stages[1:], start=1):
-        model.stages[number] = FastStage(OrderedDict((name, _quick(part)) for name, part in stage.named_children()))
+        model.stages[number] = FastStage(OrderedDict((name, quick(part)) for name, part in stage.named_children()))
     return model
 
 
-def _quick(part: nn.Module) -> nn.Module:
-    if isinstance(part, Mixed) and _fits(part):
-        return FastMixed(part)
-    if isinstance(part, Residual) and _fits(part.mixed):
-        return FastResidual(part)
-    return nn.Sequential(*map(_quick, part)) if type(part) is nn.Sequential else part
+def quick(part: nn.Module) -> nn.Module:
+    """A folded part of a later stage in its fast form; as it is, if it has none."""
+    if isinstance(part, Residual):
+        made = FastResidual(part.mixed.branches, part.project, part.scale)
+    elif isinstance(part, (Block35, Block17, Block8)):
+        made = FastResidual(_branches(part), part.conv2d, part.scale, relu=getattr(part, "relu", part) is not None)
+    elif isinstance(part, Bottleneck) and part.se is None and isinstance(part.aa, nn.Identity):
+        made = FastResidual([nn.ModuleList([part.conv1, part.conv2])], part.conv3, shortcut=part.downsample)
+    elif isinstance(part, (Mixed, Mixed_7a)):
+        made = FastMixed(part.branches if isinstance(part, Mixed) else _branches(part))
+    elif isinstance(part, ConvNormAct):
+        return nn.Sequential(*_run(part.children()))
+    elif type(part) is nn.Sequential:
+        return nn.Sequential(*_run(part))
+    elif isinstance(part, nn.MaxPool2d) and part.stride in (1, (1, 1)):
+        return FastPool(part)
+    else:
+        return part
+    return made if made.fits else part
+
+
+def _branches(part: nn.Module) -> list[nn.Module]:
+    return [child for name, child in part.named_children() if name.startswith("branch")]
+
+
+def _run(parts: Iterable[nn.Module]) -> Iterable[nn.Module]:
+    """Parts in a row, each in its fast form; a convolution takes the ReLU behind it along."""
+    parts = [part for part in parts if not isinstance(part, nn.Identity)]
+    for part, after in zip(parts, [*parts[1:], None]):
+        if isinstance(part, nn.Conv2d) and _keeps_grid(part):
+            last = FastConv(part, relu=isinstance(after, nn.ReLU))
+        elif isinstance(part, nn.ReLU) and isinstance(last, FastConv):
+            last = part
+            continue
+        else:
+            last = quick(part)
+        yield last
+
+
+def _keeps_grid(conv: nn.Conv2d) -> bool:
+    return conv.stride == (1, 1) and conv.groups == 1 and conv.padding == tuple(d * (k // 2) for k, d in zip(conv.kernel_size, conv.dilation))
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -55,11 +96,10 @@ def _fold(module: nn.Module) -> None:
             setattr(module, name, nn.Sequential(fuse_conv_bn_eval(child.conv, child.bn), nn.ReLU(inplace=True)))
         else:
             _fold(child)
-
-
-def _fits(mixed: Mixed) -> bool:
-    """Whether every branch starts with a 1x1 convolution (or is a pool), so that windows meet only zeros outside the region."""
-    return all(isinstance(branch, nn.MaxPool2d) or branch[0][0].kernel_size == (1, 1) for branch in mixed.branches)
+    for (name, conv), (after, norm) in pairwise(list(module.named_children())):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):  # timm's may hold its activation
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, after, getattr(norm, "act", nn.Identity()))
 
 
 @lru_cache(maxsize=8)
@@ -76,12 +116,12 @@ def _table(region: Region, conv: nn.Conv2d) -> Tensor:
 
 
 class Product:
-    """relu(rows @ weight^T + bias) for rows (P, C) and weight (O, C); packed for oneDNN at first use on a CPU in float32."""
+    """rows @ weight^T + bias and then ReLU (or not), for rows (P, C) and weight (O, C); packed for oneDNN at first use on a CPU in float32."""
 
     GEOMETRY = ((0, 0), (1, 1), (1, 1))  # padding, stride, dilation of a 1x1 convolution
 
-    def __init__(self, weight: Tensor, bias: Tensor):
-        self.weight, self.bias, self.packed = weight.contiguous(), bias, None
+    def __init__(self, weight: Tensor, bias: Tensor, relu: bool = True):
+        self.weight, self.bias, self.relu, self.packed = weight.contiguous(), bias, relu, None
 
     def _ready(self, rows: Tensor) -> bool:
         if not ONEDNN or rows.device.type != "cpu" or rows.dtype != torch.float32 or not len(rows):
@@ -93,13 +133,17 @@ class Product:
 
     def __call__(self, rows: Tensor) -> Tensor:
         if not self._ready(rows):
-            return F.linear(rows, self.weight, self.bias).relu_()
-        return _as_rows(torch.ops.mkldnn._convolution_pointwise(_as_image(rows), self.packed, self.bias, *self.GEOMETRY, 1, "relu", [], ""))
+            return self._end(F.linear(rows, self.weight, self.bias))
+        end = "relu" if self.relu else "none"
+        return _as_rows(torch.ops.mkldnn._convolution_pointwise(_as_image(rows), self.packed, self.bias, *self.GEOMETRY, 1, end, [], ""))
+
+    def _end(self, rows: Tensor) -> Tensor:
+        return rows.relu_() if self.relu else rows
 
     def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
-        """total (P, O) becomes relu(total + rows @ weight^T + bias), in place."""
-        if len(rows) < SMALL or not self._ready(rows):
-            return total.addmm_(rows, self.weight.t()).add_(self.bias).relu_()
+        """total (P, O) becomes total + rows @ weight^T + bias, and then ReLU (or not), in place."""
+        if len(rows) < SMALL or not self.relu or not self._ready(rows):
+            return self._end(total.addmm_(rows, self.weight.t()).add_(self.bias))
         torch.ops.mkldnn._convolution_pointwise_(_as_image(total), _as_image(rows), self.packed, self.bias, *self.GEOMETRY, 1, "add", 1.0, "relu", [], "")
         return total
 
@@ -118,43 +162,78 @@ class FastStage(nn.Sequential):
         return super().forward(RegionTensor.select(x, _full((x.shape[0], *x.shape[2:]), x.device))).dense()
 
 
-class FastMixed(nn.Module):
-    """Parallel branches of a folded Mixed, stride 1, concatenated; on a RegionTensor."""
-
-    def __init__(self, mixed: Mixed):
-        super().__init__()
-        self.pool = next((branch for branch in mixed.branches if isinstance(branch, nn.MaxPool2d)), None)
-        branches = [[layer[0] for layer in branch] for branch in mixed.branches if branch is not self.pool]
-        self.entry = Product(torch.cat([b[0].weight.flatten(1) for b in branches]), torch.cat([b[0].bias for b in branches]))
-        self.widths = [b[0].out_channels for b in branches]
-        self.chains = [[(conv, Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)) for conv in b[1:]] for b in branches]
+class OnRows(nn.Module):
+    """Something on the pixels of a region. A FastResidual overwrites the values of its input: in a cascade nobody reads them again."""
 
     def forward(self, x: RegionTensor) -> RegionTensor:
-        """Shapes as in the original. A FastResidual overwrites the values of its input: in a cascade nobody reads them again."""
+        """Shapes as in the original."""
         return x.with_rows(self.on_rows(x.rows, x.region))
+
+
+class FastConv(OnRows):
+    """A folded convolution, and the ReLU behind it."""
+
+    def __init__(self, conv: nn.Conv2d, relu: bool = True):
+        super().__init__()
+        self.conv, self.wide = conv, conv.kernel_size != (1, 1)
+        self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, relu)
+
+    def on_rows(self, rows: Tensor, region: Region) -> Tensor:
+        """(P, C) to (P, O)."""
+        return self.product(_windows(rows, _table(region, self.conv)) if self.wide else rows)
+
+
+class FastPool(OnRows):
+    """Max pooling on a map with zeros outside: cheaper than nine gathers, and the same by the contract."""
+
+    def __init__(self, pool: nn.MaxPool2d):
+        super().__init__()
+        self.pool = pool
+
+    def on_rows(self, rows: Tensor, region: Region) -> Tensor:
+        """(P, C) to (P, C)."""
+        return region.gather(self.pool(region.scatter(rows)))
+
+
+class FastMixed(OnRows):
+    """Parallel branches of folded convolutions (each with a ReLU) and at most one pool, stride 1, concatenated."""
+
+    def __init__(self, branches: Iterable[nn.Module]):
+        super().__init__()
+        pools = [FastPool(branch) for branch in branches if isinstance(branch, nn.MaxPool2d)]
+        chains = [[m for m in branch.modules() if isinstance(m, nn.Conv2d)] for branch in branches if not isinstance(branch, nn.MaxPool2d)]
+        self.pool = pools[0] if pools else None
+        self.fits = all(chain[0].kernel_size == (1, 1) for chain in chains)  # so that windows meet only zeros outside the region
+        if self.fits:
+            self.entry = Product(torch.cat([chain[0].weight.flatten(1) for chain in chains]), torch.cat([chain[0].bias for chain in chains]))
+        self.widths = [chain[0].out_channels for chain in chains]
+        self.chains = nn.ModuleList(nn.Sequential(*map(FastConv, chain[1:])) for chain in chains)
 
     def on_rows(self, rows: Tensor, region: Region) -> Tensor:
         """(P, C) to (P, O)."""
         outputs = []
         for part, chain in zip(self.entry(rows).split(self.widths, dim=1), self.chains):
-            for conv, product in chain:
-                part = product(_windows(part, _table(region, conv)))
+            for conv in chain:
+                part = conv.on_rows(part, region)
             outputs.append(part)
-        if self.pool is not None:  # on a map with zeros outside: cheaper than nine gathers, and the same by the contract
-            outputs.append(region.gather(self.pool(region.scatter(rows))))
-        return torch.cat(outputs, dim=1)
+        if self.pool is not None:
+            outputs.append(self.pool.on_rows(rows, region))
+        return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
 class FastResidual(FastMixed):
-    """ReLU(x + scale * conv1x1(branches(x))) of a folded Residual."""
+    """shortcut(x) + scale * project(branches(x)), and then ReLU (or not)."""
 
-    def __init__(self, block: Residual):
-        super().__init__(block.mixed)
-        self.project = Product(block.scale * block.project.weight.flatten(1), block.scale * block.project.bias)
+    def __init__(self, branches: Iterable[nn.Module], project: nn.Conv2d, scale: float = 1.0, relu: bool = True, shortcut: nn.Module | None = None):
+        super().__init__(branches)
+        self.project = Product(scale * project.weight.flatten(1), scale * project.bias, relu)
+        convs = [] if shortcut is None else [m for m in shortcut.modules() if isinstance(m, nn.Conv2d)]
+        self.shortcut = Product(convs[0].weight.flatten(1), convs[0].bias, relu=False) if convs else None
 
     def on_rows(self, rows: Tensor, region: Region) -> Tensor:
-        """(P, C) to (P, C), in place."""
-        return self.project.add_to(rows, super().on_rows(rows, region))
+        """(P, C) to (P, O); in place where the shortcut is the input itself."""
+        total = rows if self.shortcut is None else self.shortcut(rows)
+        return self.project.add_to(total, super().on_rows(rows, region))
 
 
 def _windows(rows: Tensor, table: Tensor) -> Tensor:

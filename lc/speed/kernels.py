@@ -15,9 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from lc.backbone import Head
 from lc.cascade import LayerCascade, undecided
 from lc.errors import check_rho
-from lc.speed.fast import FastMixed, FastResidual, prepare
+from lc.region import _pair
+from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, prepare
 
 INTERPRETED = triton.knobs.runtime.interpret
 TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
@@ -73,7 +75,7 @@ def _convolve(rows, weight, bias, out, index, slots, count, c_in, c_out, capacit
 
 @triton.jit
 def _pool(rows, out, index, slots, count, channels, height, width, stride_in, stride_out,
-          KW: tl.constexpr, TAPS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+          KW: tl.constexpr, TAPS: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     active = tl.load(count)
     if tl.program_id(1) * ROWS >= active:
         return
@@ -81,7 +83,7 @@ def _pool(rows, out, index, slots, count, channels, height, width, stride_in, st
     here, there = p < active, c < channels
     best = tl.full((ROWS, COLS), float("-inf"), tl.float32)
     for tap in range(TAPS):
-        row, known, inside = _source(index, slots, p, here, tap, height, width, KW, TAPS, 1, 1)
+        row, known, inside = _source(index, slots, p, here, tap, height, width, KW, TAPS, STEP, STEP)
         value = tl.load(rows + row[:, None] * stride_in + c[None, :], mask=known[:, None] & there[None, :], other=0.0).to(tl.float32)
         best = tl.maximum(best, tl.where(inside[:, None], value, float("-inf")))
     tl.store(out + p[:, None] * stride_out + c[None, :], best.to(out.dtype.element_ty), mask=here[:, None] & there[None, :])
@@ -130,13 +132,13 @@ def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, o
     return out
 
 
-def pool(rows: Tensor, slots: Tensor, region: DeviceRegion, out: Tensor, kernel=(1, 1)) -> Tensor:
+def pool(rows: Tensor, slots: Tensor, region: DeviceRegion, out: Tensor, kernel=(1, 1), dilation: int = 1) -> Tensor:
     """out (P, C) = max over the window of each pixel of the region in `rows`, which lie as `slots` say; pixels without a row count
     as zero, those off the image never win. A 1x1 window gathers the region's rows out of a map, or out of a wider region."""
     _, height, width = region.mask.shape
     grid = (triton.cdiv(rows.shape[1], 64), triton.cdiv(len(rows), 64))
     _pool[grid](rows, out, region.index, slots, region.count, rows.shape[1], height, width, rows.stride(0), out.stride(0),
-                KW=kernel[1], TAPS=kernel[0] * kernel[1], ROWS=64, COLS=64)
+                KW=kernel[1], TAPS=kernel[0] * kernel[1], STEP=dilation, ROWS=64, COLS=64)
     return out
 
 
@@ -145,39 +147,72 @@ def matrix(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
 
+def _ready(product, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return product.weight.t().to(dtype).contiguous(), product.bias.to(dtype)
+
+
+class DeviceConv:
+    """A lc.speed.fast.FastConv on device rows."""
+
+    def __init__(self, part: FastConv, dtype: torch.dtype):
+        self.conv, self.relu, (self.weight, self.bias) = part.conv, part.product.relu, _ready(part.product, dtype)
+
+    def __call__(self, rows: Tensor, region: DeviceRegion, out: Tensor | None = None) -> Tensor:
+        """(P, C) to (P, O)."""
+        out = rows.new_empty(len(rows), self.conv.out_channels) if out is None else out
+        return convolve(rows, self.weight, self.bias, region, out, self.conv.kernel_size, self.conv.dilation, self.relu)
+
+
+class DevicePool:
+    """A lc.speed.fast.FastPool on device rows."""
+
+    def __init__(self, part: FastPool, dtype: torch.dtype):
+        self.kernel, self.dilation = _pair(part.pool.kernel_size), part.pool.dilation
+
+    def __call__(self, rows: Tensor, region: DeviceRegion, out: Tensor | None = None) -> Tensor:
+        """(P, C) to (P, C)."""
+        out = torch.empty_like(rows, memory_format=torch.contiguous_format) if out is None else out
+        return pool(rows, region.slots, region, out, self.kernel, self.dilation)
+
+
 class DeviceMixed:
     """A lc.speed.fast.FastMixed (or FastResidual) on device rows. Its buffer is [branches of one layer | ends of the others | pool | their
     entries], so that every product writes where the concatenation wants it; branches of one layer must come first."""
 
     def __init__(self, part: FastMixed, dtype: torch.dtype):
-        chained = [bool(chain) for chain in part.chains]
+        chained = [len(chain) > 0 for chain in part.chains]
         if chained != sorted(chained):
             raise ValueError("a branch of one layer behind a longer one: run this network through lc.speed.fast")
-        ready = lambda product: (product.weight.t().to(dtype).contiguous(), product.bias.to(dtype))
-        self.pool, self.entry = part.pool, ready(part.entry)
-        self.chains = [(width, [(conv, *ready(product)) for conv, product in chain]) for width, chain in zip(part.widths, part.chains) if chain]
+        self.pool, self.entry = part.pool and DevicePool(part.pool, dtype), _ready(part.entry, dtype)
+        self.chains = [(width, [DeviceConv(conv, dtype) for conv in chain]) for width, chain in zip(part.widths, part.chains) if len(chain)]
         self.direct = sum(part.widths) - sum(width for width, _ in self.chains)
-        self.ends = self.direct + sum(chain[-1][0].out_channels for _, chain in self.chains)
+        self.ends = self.direct + sum(chain[-1].conv.out_channels for _, chain in self.chains)
         self.width = self.ends + (self.entry[0].shape[0] if self.pool else 0)
-        self.project = ready(part.project) if isinstance(part, FastResidual) else None
+        residual = isinstance(part, FastResidual)
+        self.project, self.relu = (_ready(part.project, dtype), part.project.relu) if residual else (None, None)
+        self.shortcut = _ready(part.shortcut, dtype) if residual and part.shortcut else None
 
     def __call__(self, rows: Tensor, region: DeviceRegion) -> Tensor:
-        """(P, C) to (P, O); a residual block works in place."""
+        """(P, C) to (P, O); a residual block whose shortcut is its input works in place."""
         buffer = rows.new_empty(len(rows), self.width + sum(width for width, _ in self.chains))
         convolve(rows, *self.entry, region, buffer, split=(self.direct, self.width - self.direct))
         start, end = self.width, self.direct
         for width, chain in self.chains:
             part, start = buffer[:, start:start + width], start + width
-            for conv, weight, bias in chain:
-                last = conv is chain[-1][0]
-                out = buffer[:, end:end + conv.out_channels] if last else rows.new_empty(len(rows), conv.out_channels)
-                part = convolve(part, weight, bias, region, out, conv.kernel_size, conv.dilation)
-            end += chain[-1][0].out_channels
+            for conv in chain[:-1]:
+                part = conv(part, region)
+            chain[-1](part, region, buffer[:, end:end + chain[-1].conv.out_channels])
+            end += chain[-1].conv.out_channels
         if self.pool is not None:
-            pool(rows, region.slots, region, buffer[:, self.ends:self.width], (self.pool.kernel_size,) * 2)
+            self.pool(rows, region, buffer[:, self.ends:self.width])
         if self.project is None:
             return buffer[:, :self.width]
-        return convolve(buffer[:, :self.width], *self.project, region, rows, add=True)
+        if self.shortcut is not None:
+            rows = convolve(rows, *self.shortcut, region, rows.new_empty(len(rows), len(self.shortcut[1])), relu=False)
+        return convolve(buffer[:, :self.width], *self.project, region, rows, relu=self.relu, add=True)
+
+
+DEVICE = {FastConv: DeviceConv, FastPool: DevicePool, FastMixed: DeviceMixed, FastResidual: DeviceMixed}
 
 
 class DeviceCascade:
@@ -189,10 +224,11 @@ class DeviceCascade:
         model, self.rho, self.dtype = prepare(model), check_rho(rho), dtype
         self.first = nn.ModuleList([model.stages[0], model.heads[0]]).to(dtype=dtype, memory_format=torch.channels_last)
         flat = [[part for item in stage for part in (item if isinstance(item, nn.Sequential) else [item])] for stage in model.stages[1:]]
-        if not all(isinstance(part, FastMixed) for parts in flat for part in parts):
-            raise ValueError("a layer that is no Inception block: call the cascade itself")
-        self.stages = [[DeviceMixed(part, dtype) for part in parts] for parts in flat]
-        self.heads = [[(conv, matrix(conv.weight).to(dtype), conv.bias.to(dtype)) for conv in head.modules() if isinstance(conv, nn.Conv2d)] for head in model.heads[1:]]
+        unknown = {type(part).__name__ for parts in flat for part in parts if type(part) not in DEVICE} | {type(h).__name__ for h in model.heads if not isinstance(h, Head)}
+        if unknown:
+            raise ValueError(f"no kernel for {', '.join(sorted(unknown))}: call the cascade itself")
+        self.stages = [[DEVICE[type(part)](part, dtype) for part in parts] for parts in flat]
+        self.heads = [[DeviceConv(FastConv(conv, relu=conv is not head.classify), dtype) for conv in head.modules() if isinstance(conv, nn.Conv2d)] for head in model.heads[1:]]
 
     def __call__(self, image: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         """image (N, 3, H, W) to log_probs and decided of lc.cascade.CascadeOutput. masks: (N, h, w) bool for stages 2, 3, ...: the
@@ -209,9 +245,8 @@ class DeviceCascade:
             for part in stage:
                 rows = part(rows, region)
             logits = rows
-            for conv, weight, bias in head:
-                out = rows.new_empty(len(rows), conv.out_channels)
-                logits = convolve(logits, weight, bias, region, out, conv.kernel_size, conv.dilation, relu=conv is not head[-1][0])
+            for conv in head:
+                logits = conv(logits, region)
             log_probs = torch.where(open_[:, None], region.scatter(logits).float().log_softmax(1), log_probs)
             decided, slots = decided.masked_fill(open_, number + 2), region.slots
         return log_probs, decided

@@ -1,0 +1,89 @@
+"""Timing that holds on a machine with neighbours: contestants take turns, and a time that means nothing is an error."""
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from datetime import datetime, timezone
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lc import paths, records, runs
+from lc.errors import InputError
+from lc.speed import cost
+
+CPU = torch.device("cpu")
+NOISY = 0.15  # interquartile range over median, of the dense side and of the speed-up, above which a machine is too noisy to tell
+BUSY = 0.2  # cores that other processes may use meanwhile
+
+
+def write(kind: str, device: torch.device, values: dict, target: Path | None, folder: Path = paths.ROOT / "results" / "bench") -> Path:
+    """The timing file, with device, packages and commit."""
+    values = {"schema": records.SCHEMA, "kind": kind, **records.provenance(runs.device_name(device), "speed/fast"),
+              "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dtype": "float32", "threads": torch.get_num_threads(), **values}
+    slug = re.sub(r"[^a-z0-9]+", "-", values["device"].lower()).strip("-")
+    target = target or folder / f"{kind}-{slug}.json"
+    records.write_whole(target, (json.dumps(values, indent=1) + "\n").encode())
+    return target
+
+
+def blob(share: float, size: tuple[int, int], seed: int, images: int = 1) -> Tensor:
+    """(N, H, W) bool: a region of that share in smooth blobs, as cascades leave them."""
+    if share >= 1:
+        return torch.ones(images, *size, dtype=torch.bool)
+    coarse = torch.randn(images, 1, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(seed))
+    smooth = F.interpolate(coarse, size, mode="bicubic")[:, 0]
+    return smooth < np.quantile(smooth.numpy(), share)
+
+
+@contextmanager
+def given(masks: list[Tensor] | None):
+    """Within the block cascades hand these pixels (if any are given) to stages 2, 3, ..., whatever they are sure of: the reason takes no time."""
+    turn = itertools.cycle(masks or ())
+    with mock.patch("lc.cascade.undecided", lambda *_: next(turn)) if masks else nullcontext():
+        yield
+
+
+def alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> dict[object, np.ndarray]:
+    """Milliseconds of each contestant, measured in turns; one round warms up."""
+    samples = {name: [] for name in contestants}
+    for repeat in range(-1, repeats):
+        for name, call in contestants.items():
+            start = cost._now(device)
+            call()
+            if repeat >= 0:
+                samples[name].append(1e3 * (cost._now(device) - start))
+    return {name: np.array(values) for name, values in samples.items()}
+
+
+def undisturbed(contestants: dict, repeats: int, device: torch.device) -> dict[object, np.ndarray]:
+    """`alternate`; InputError if other processes kept more than BUSY cores busy meanwhile: they slow some thread pools more than others."""
+    def used() -> np.ndarray:
+        times = psutil.cpu_times()
+        return np.array([sum(times[:8]) - times.idle - getattr(times, "iowait", 0) - time.process_time(), time.perf_counter()])
+
+    start, found = used(), alternate(contestants, repeats, device)
+    busy, seconds = used() - start
+    if busy / seconds > BUSY:
+        raise InputError(f"this machine is too noisy to tell: other processes used {busy / seconds:.2f} cores, {BUSY:g} allowed; run it again when nothing else runs")
+    return found
+
+
+def compare(found: dict[str, np.ndarray], ideal: float) -> dict:
+    """Of the medians in milliseconds: "region" against the fastest of the others; InputError if that one, or the speed-up, was too noisy."""
+    dense = min((name for name in found if name != "region"), key=lambda name: np.median(found[name]))
+    ratios = found[dense] / found["region"]
+    for what, values, unit in (("dense side", found[dense], "ms"), ("speed-up", ratios, "x")):
+        low, high = np.quantile(values, [0.25, 0.75])
+        if (high - low) / np.median(values) > NOISY:
+            raise InputError(f"this machine is too noisy to tell: the {what}'s quartiles are {low:.3g} and {high:.3g} {unit}; run it again when nothing else runs")
+    return {"dense_form": dense, "dense_ms": float(np.median(found[dense])), "region_ms": float(np.median(found["region"])), "speedup": float(np.median(ratios)),
+            "speedup_low": float(low), "speedup_high": float(high), "ideal": ideal, "ratio": float(np.median(ratios) / ideal),
+            "forms_ms": {name: float(np.median(values)) for name, values in found.items()}}
