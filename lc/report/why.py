@@ -19,9 +19,9 @@ HALO = "lc-halo-2"
 MISSING = "not run yet"
 CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
           "lc-dense-read": "zeros where a window could read the stage's input", "lc-long": "too short a cascade training",
-          "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms"}
+          "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms", "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
+          "lc-easy": "no loss on easy pixels (they keep a tenth; all cells are computed)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
 UNTESTED = ("ImageNet pretraining (all runs start from random weights)", "full width, depth and resolution",
-            "a small loss on pixels that left early", "heads with a larger field of view",
             "features of the stage before, or interpolation, outside a region")
 
 
