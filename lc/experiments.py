@@ -23,6 +23,7 @@ BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 TIERS = ("smoke", "stand-in", "full")
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
+    "border": ("studies", "how deep in a region LC's errors lie"),
     "calibration": ("studies", "is a confidence of rho right that often"), "selection": ("studies", "who exits: rho per stage, and an oracle"),
     "multiscale": ("options", "flips and three scales at test time (Table 6)"), "crf": ("options", "a fully connected CRF on the result (Table 6)")}
 

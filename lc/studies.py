@@ -19,6 +19,7 @@ BANDS = tuple(range(1, 21))       # pixels either side of an object boundary
 HALOS = (0, 1, 2, 4, 8)           # cells by which a region is grown for computing
 EVERYWHERE = 10_000               # a halo that covers any image
 BINS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.985, 0.995, 0.999, 1.0)
+DEPTHS = (1, 2, 3, 5, 9)          # cells to the nearest cell that left early; each starts a band
 PAIRS = tuple((a, b) for a in (0.8, 0.9, 0.95, 0.985, 1.0) for b in (0.8, 0.9, 0.95, 0.985, 1.0))  # rho of stage 1, of stage 2
 
 
@@ -128,4 +129,22 @@ def selection(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho
              "miou": metrics.miou(confusions).tolist()}, {})
 
 
-STUDIES = {"difficulty": difficulty, "context": context, "calibration": calibration, "selection": selection}
+def border(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: float) -> tuple[dict, dict]:
+    """Where LC loses: labelled pixels by how deep they lie in stage 2's region (the first band left at stage 1), and how many of them
+    LC, LC that computes every cell, and the DSN label right. counts: (N, bands, 4)."""
+    bands, columns, before = [], [], model.halo
+    for network, halo, at in ((model, before, rho), (model, EVERYWHERE, rho), (dsn, dsn.halo, 1.0)):
+        network.halo, right = halo, []
+        for out, labels in _forward(network, data, at):
+            if not columns:
+                depth = [np.digitize(distance_transform_edt(m) if not m.all() else np.full(m.shape, np.inf), DEPTHS) for m in out.handed[1].cpu().numpy()]
+                bands += list(cells_to_pixels(torch.from_numpy(np.stack(depth)), labels.shape[1:]).masked_fill(labels == IGNORE, -1).numpy())
+            right += list((upsample(out.log_probs, labels.shape[1:]).argmax(1).cpu() == labels).numpy())
+        columns.append(right)
+    model.halo = before
+    count = lambda chosen: np.stack([np.bincount(band[use], minlength=1 + len(DEPTHS)) for band, use in chosen])
+    counts = [count((b, b >= 0) for b in bands)] + [count((b, (b >= 0) & r) for b, r in zip(bands, right)) for right in columns]
+    return {"depths": list(DEPTHS), "networks": ["LC", "LC, every cell computed", "DSN"]}, {"counts": np.stack(counts, -1).astype(np.int32)}
+
+
+STUDIES = {"difficulty": difficulty, "context": context, "calibration": calibration, "selection": selection, "border": border}

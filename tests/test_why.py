@@ -152,3 +152,14 @@ def test_times_reach_the_tables(house, monkeypatch):
     points = tables.speed_points(ev, bench)
     assert list(points)[-1] == "segnet" and points["segnet"].loc["segnet", "ms"] == 8 and len(points) == 3
     assert len(tables.speed_points(ev, {**bench, "device": "another"})) == 2
+
+
+def test_border_table(house):
+    """What is lost lies where LC is right less often than the DSN; shares add up to all of it."""
+    ev = evidence(dsn=0)
+    one = np.array([[80, 70, 70, 70], [10, 4, 7, 8], [10, 9, 9, 9]])
+    ev.records["study-border"] = fake_record("camvid-lite", "study-context", study={"depths": [1, 3], "networks": ["LC", "all", "DSN"]})
+    ev["study-border"].arrays["counts"] = np.stack([one] * 5)
+    table = why.border(ev)
+    assert list(table.index) == ["left at stage 1", "1 to 2 cells deep", "3 cells deep and more"] and list(table["pixels"]) == [80, 10, 10]
+    assert table.loc["1 to 2 cells deep", ["LC", "all", "DSN", "LC - DSN", "share of what LC loses"]].tolist() == [40, 70, 80, "-40.00 [-40.00, -40.00]", 100]

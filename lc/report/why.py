@@ -139,6 +139,20 @@ def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
                                index=[k for k, *_ in rows]) for name, rows in points.items() if rows}
 
 
+def border(ev: Evidence) -> pd.DataFrame:
+    """Where the drop sits (val): by depth in stage 2's region, pixels (percent), share of them right (percent), LC less DSN with its interval,
+    and the band's share of all pixels that LC loses to the DSN, less what it wins (percent)."""
+    record = ev["study-border"]
+    counts, depths = record.arrays["counts"], record["study"]["depths"]
+    total, edges = counts.sum(0).astype(float), zip(depths, [*(d - 1 for d in depths[1:]), None])
+    names = ["left at stage 1", *(f"{a} cells deep and more" if b is None else f"{a} cell{'s' * (a > 1)} deep" if a == b else f"{a} to {b} cells deep" for a, b in edges)]
+    apart = draws(counts, lambda c: (c[..., 1] - c[..., 3]) / np.maximum(c[..., 0], 1))
+    lost = total[:, 3] - total[:, 1]
+    return pd.DataFrame({"pixels": 100 * total[:, 0] / total[:, 0].sum(),
+                         **{name: 100 * total[:, i] / np.maximum(total[:, 0], 1) for i, name in enumerate(record["study"]["networks"], start=1)},
+                         "LC - DSN": [words(d) for d in apart.T], "share of what LC loses": 100 * lost / lost.sum() if lost.sum() else np.nan}, index=names)
+
+
 def seeds(ev: Evidence) -> pd.DataFrame:
     """Gains of LC, and of LC with a halo, over DSN and IRNet: per seed and their mean, on both splits; intervals are over images."""
     rows = {}
