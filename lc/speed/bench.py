@@ -80,7 +80,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
     few, pixels = torch.zeros(1, narrow.project.out_channels, 4, 4), Region(torch.ones(1, 4, 4, dtype=torch.bool))
 
     def ungathered() -> None:
-        with mock.patch.object(fast, "_windows", lambda rows, table: zeros(len(table), table.shape[1] * rows.shape[1])):
+        with mock.patch.object(fast, "_windows", lambda rows, _, conv: zeros(len(rows), conv.kernel_size[0] * conv.kernel_size[1] * rows.shape[1])):
             on(ready)()
     return {"without index": on(ready), "without index, gathering": ungathered, "calls": _chain_on(fast.quick(narrow), few, chain, False)(pixels)}
 

@@ -7,8 +7,11 @@ its matmul here), as plain matrix products elsewhere. A dense map is the full re
 bottleneck is a residual block with one branch.
 """
 import copy
+import ctypes
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 
@@ -20,7 +23,7 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lc.backbone import ConvBN, Mixed, Residual
+from lc.backbone import ConvBN, Head, Mixed, Residual
 from lc.cascade import LayerCascade
 from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
@@ -31,12 +34,16 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends
 
 def prepare(model: LayerCascade) -> LayerCascade:
     """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone. Regions that
-    read the dense map outside themselves have no faster form: their batch norms are folded, no more."""
+    read the dense map outside themselves have no faster form: their batch norms are folded, no more. The process keeps its memory."""
+    keep_memory()
     model = fold(model)
+    model.stages[0] = _dense(model.stages[0])
     if model.reading == "dense":
         return model
     for number, stage in enumerate(model.stages[1:], start=1):
         model.stages[number] = FastStage(OrderedDict((name, quick(part)) for name, part in stage.named_children()))
+        if isinstance(model.heads[number], Head):
+            model.heads[number] = FastStage(*_run(model.heads[number]))
     return model
 
 
@@ -61,13 +68,30 @@ def quick(part: nn.Module) -> nn.Module:
     return made if made.fits else part
 
 
+def _dense(part: nn.Module) -> nn.Module:
+    """A folded part of the first stage, its residual blocks in their fast form."""
+    if isinstance(part, Residual):
+        return DenseResidual(part)
+    for name, child in part.named_children():
+        setattr(part, name, _dense(child))
+    return part
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed for what is allocated next, instead of handing it back: fresh pages cost a tenth of a forward
+    (results/NOTES.md). Elsewhere nothing happens."""
+    with suppress(OSError, AttributeError):
+        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(option, value)
+
+
 def _branches(part: nn.Module) -> list[nn.Module]:
     return [child for name, child in part.named_children() if name.startswith("branch")]
 
 
 def _run(parts: Iterable[nn.Module]) -> Iterable[nn.Module]:
     """Parts in a row, each in its fast form; a convolution takes the ReLU behind it along."""
-    parts = [part for part in parts if not isinstance(part, nn.Identity)]
+    parts = [part for part in parts if not isinstance(part, (nn.Identity, nn.Dropout))]
     for part, after in zip(parts, [*parts[1:], None]):
         if isinstance(part, nn.Conv2d) and _keeps_grid(part):
             last = FastConv(part, relu=isinstance(after, nn.ReLU))
@@ -107,11 +131,12 @@ def _full(shape: tuple[int, int, int], device: torch.device) -> Region:
     return Region(torch.ones(shape, dtype=torch.bool, device=device))
 
 
-def _table(region: Region, conv: nn.Conv2d) -> Tensor:
-    """The region's table for a convolution, with one number for both kinds of missing neighbours."""
-    key = ("one zero row", conv.kernel_size, conv.dilation)
+def _table(region: Region, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Of a convolution on a region: the row that each tap reads (P T,), and which of these are missing and read zero."""
+    key = ("rows and missing", conv.kernel_size, conv.dilation)
     if key not in region._tables:
-        region._tables[key] = region.table(conv.kernel_size, conv.dilation).clamp(max=len(region))
+        table = region.table(conv.kernel_size, conv.dilation).flatten()
+        region._tables[key] = table.clamp(max=max(len(region) - 1, 0)).int(), (table >= len(region)).nonzero().squeeze(1)
     return region._tables[key]
 
 
@@ -153,7 +178,7 @@ def _as_rows(image: Tensor) -> Tensor:
 
 
 class FastStage(nn.Sequential):
-    """A later stage; a dense map goes through it as its full region."""
+    """A later stage, or its head; a dense map goes through it as its full region."""
 
     def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
         """Shapes as in the original."""
@@ -180,7 +205,7 @@ class FastConv(OnRows):
 
     def on_rows(self, rows: Tensor, region: Region) -> Tensor:
         """(P, C) to (P, O)."""
-        return self.product(_windows(rows, _table(region, self.conv)) if self.wide else rows)
+        return self.product(_windows(rows, region, self.conv) if self.wide else rows)
 
 
 class FastPool(OnRows):
@@ -236,7 +261,22 @@ class FastResidual(FastMixed):
         return self.project.add_to(total, super().on_rows(rows, region))
 
 
-def _windows(rows: Tensor, table: Tensor) -> Tensor:
-    """(P, T C): the window of each pixel, zeros where the table points behind the last row."""
-    padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-    return padded.index_select(0, table.flatten()).view(len(table), table.shape[1] * rows.shape[1])
+class DenseResidual(nn.Module):
+    """A folded Residual on a dense map in channels last, whose projection adds itself to the map in place."""
+
+    def __init__(self, block: Residual):
+        super().__init__()
+        self.mixed = block.mixed
+        self.project = Product(block.scale * block.project.weight.flatten(1), block.scale * block.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as in the original; x is overwritten."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        self.project.add_to(*(m.permute(0, 2, 3, 1).flatten(0, 2) for m in (x, self.mixed(x).contiguous(memory_format=torch.channels_last))))
+        return x
+
+
+def _windows(rows: Tensor, region: Region, conv: nn.Conv2d) -> Tensor:
+    """(P, T C): the window of each pixel, zeros where a neighbour is missing."""
+    table, missing = _table(region, conv)
+    return rows.index_select(0, table).index_fill_(0, missing, 0).view(len(rows), math.prod(conv.kernel_size) * rows.shape[1])

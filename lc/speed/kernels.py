@@ -15,11 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from lc.backbone import Head
 from lc.cascade import LayerCascade, undecided
 from lc.errors import check_rho
 from lc.region import _pair
-from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, prepare
+from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, prepare
 
 INTERPRETED = triton.knobs.runtime.interpret
 TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
@@ -223,12 +222,12 @@ class DeviceCascade:
             raise ValueError(f"zeros outside the region and no halo, got reading {model.reading!r}, halo {model.halo}: call the cascade itself")
         model, self.rho, self.dtype = prepare(model), check_rho(rho), dtype
         self.first = nn.ModuleList([model.stages[0], model.heads[0]]).to(dtype=dtype, memory_format=torch.channels_last)
-        flat = [[part for item in stage for part in (item if isinstance(item, nn.Sequential) else [item])] for stage in model.stages[1:]]
-        unknown = {type(part).__name__ for parts in flat for part in parts if type(part) not in DEVICE} | {type(h).__name__ for h in model.heads if not isinstance(h, Head)}
+        flat, heads = ([[part for item in row for part in (item if isinstance(item, nn.Sequential) else [item])] for row in rows] for rows in (
+            model.stages[1:], [head if isinstance(head, FastStage) else [head] for head in model.heads[1:]]))
+        unknown = {type(part).__name__ for parts in (*flat, *heads) for part in parts if type(part) not in DEVICE}
         if unknown:
             raise ValueError(f"no kernel for {', '.join(sorted(unknown))}: call the cascade itself")
-        self.stages = [[DEVICE[type(part)](part, dtype) for part in parts] for parts in flat]
-        self.heads = [[DeviceConv(FastConv(conv, relu=conv is not head.classify), dtype) for conv in head.modules() if isinstance(conv, nn.Conv2d)] for head in model.heads[1:]]
+        self.stages, self.heads = ([[DEVICE[type(part)](part, dtype) for part in parts] for parts in both] for both in (flat, heads))
 
     def __call__(self, image: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         """image (N, 3, H, W) to log_probs and decided of lc.cascade.CascadeOutput. masks: (N, h, w) bool for stages 2, 3, ...: the
