@@ -206,9 +206,8 @@ def test_bench_network(unhurried, tmp_path):
         assert {"folded", "all active", "mixed", "region"} <= set(row["forms_ms"]) and min(row["peak_bytes"].values()) > 1e5 and row["ideal"] > 1
 
 
-def test_bench_networks(unhurried, tmp_path, monkeypatch):
+def test_bench_networks(unhurried, tmp_path):
     """LC on timm's networks, in rows that name them."""
-    monkeypatch.setattr(bench, "TIMM", {name: bench.TIMM[name] for name in ("vgg16", "resnet101")})
     rows = json.loads(bench.networks(tmp_path / "x.json", repeats=1, settings=[(torch.float32, 1, (128, 128))], width=0.125, head_width=16).read_text())["rows"]
     assert [(row["network"], row["rho"]) for row in rows] == [("vgg16", 0.985), ("vgg16", 0.8), ("resnet101", 0.985), ("resnet101", 0.8)]
     assert all(row["same_labels"] > 0.999 and row["ideal"] > 1 for row in rows)

@@ -21,7 +21,7 @@ from lc.cascade import STRIDE, LayerCascade
 from lc.config import ModelConfig, Phase, TrainConfig
 from lc.data import SegmentationSet, TrainingSamples, epoch_loader, to_input
 from lc.experiments import BEST_RHO, SYSTEMS, catalogue, experiment, profile
-from lc.networks import TIMM, build
+from lc.networks import build
 from lc.paper import columns, published
 from lc.region import Region
 from lc.region_conv import RegionTensor
@@ -31,6 +31,7 @@ from lc.speed.timing import CPU, alternate, blob, compare, given, undisturbed, w
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
 TIMED = {"irnet": "irnet", "vgg16-initial": "vgg16", "resnet101-initial": "resnet101"}  # dense networks: run and name of the row
+OTHERS = ("vgg16", "resnet101")
 SHARES = (1.0, 0.77, 0.5, 0.44, 0.25)
 SETTINGS = {"cpu": [(torch.float32, 1, (512, 512))],  # dtype, batch, image size
             "cuda": [(dtype, batch, size) for dtype in (torch.bfloat16, torch.float16) for batch in (1, 16) for size in ((512, 512), (1024, 2048))]}
@@ -138,9 +139,9 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
 @torch.no_grad()
 def networks(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, static: bool | None = None, settings: list | None = None,
              **architecture) -> Path:
-    """`network` for LC on timm's networks."""
+    """`network` for LC on the backbones of Tables 4 to 6."""
     rows = []
-    for name in TIMM:
+    for name in OTHERS:
         found, absent = _network_rows(device, repeats, static, settings or SETTINGS[device.type], {"network": name, **architecture})
         rows += [{"network": name, **row} for row in found]
     return write("networks", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
