@@ -34,8 +34,7 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends
 
 def prepare(model: LayerCascade) -> LayerCascade:
     """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone. Regions that
-    read the dense map outside themselves have no faster form: their batch norms are folded, no more. The process keeps its memory."""
-    keep_memory()
+    read the dense map outside themselves have no faster form: their batch norms are folded, no more."""
     model = fold(model)
     model.stages[0] = _dense(model.stages[0])
     if model.reading == "dense":
@@ -108,7 +107,9 @@ def _keeps_grid(conv: nn.Conv2d) -> bool:
 
 
 def fold(module: nn.Module) -> nn.Module:
-    """A copy for inference with batch norms folded, and nothing else changed; a cascade's dense opponent (in channels last)."""
+    """A copy for inference with batch norms folded, and nothing else changed; a cascade's dense opponent (in channels last). From
+    then on the process keeps its memory (`keep_memory`)."""
+    keep_memory()
     module = copy.deepcopy(module).eval().requires_grad_(False)
     _fold(module)
     return module
