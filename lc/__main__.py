@@ -238,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network", "networks", "training", "loader", "systems", "poster"))
     sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
     sub.add_argument("--images", type=int, default=10)
-    sub.add_argument("--repeats", type=int, help="rounds after the warm-up (default: 5 to 9, by kind)")
+    sub.add_argument("--repeats", type=int, help="rounds after the warm-up (default: 5 to 15, by kind)")
     sub.add_argument("--json", type=Path, metavar="FILE")
     for call in (predict, video):
         sub = add(call.__name__, call, "profile", "device")

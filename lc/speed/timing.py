@@ -20,7 +20,7 @@ from lc.errors import InputError
 from lc.speed import cost
 
 CPU = torch.device("cpu")
-NOISY = 0.15  # interquartile range over median, of the dense side and of the speed-up, above which a machine is too noisy to tell
+NOISY = 0.06  # interquartile range over median and root of rounds, of the dense side and of the speed-up, above which a machine is too noisy to tell
 BUSY = 0.2  # cores that other processes may use meanwhile
 
 
@@ -82,7 +82,7 @@ def compare(found: dict[str, np.ndarray], ideal: float) -> dict:
     ratios = found[dense] / found["region"]
     for what, values, unit in (("dense side", found[dense], "ms"), ("speed-up", ratios, "x")):
         low, high = np.quantile(values, [0.25, 0.75])
-        if (high - low) / np.median(values) > NOISY:
+        if (high - low) / np.median(values) / len(values) ** 0.5 > NOISY:
             raise InputError(f"this machine is too noisy to tell: the {what}'s quartiles are {low:.3g} and {high:.3g} {unit}; run it again when nothing else runs")
     return {"dense_form": dense, "dense_ms": float(np.median(found[dense])), "region_ms": float(np.median(found["region"])), "speedup": float(np.median(ratios)),
             "speedup_low": float(low), "speedup_high": float(high), "ideal": ideal, "ratio": float(np.median(ratios) / ideal),
