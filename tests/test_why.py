@@ -163,3 +163,13 @@ def test_border_table(house):
     table = why.border(ev)
     assert list(table.index) == ["left at stage 1", "1 to 2 cells deep", "3 cells deep and more"] and list(table["pixels"]) == [80, 10, 10]
     assert table.loc["1 to 2 cells deep", ["LC", "all", "DSN", "LC - DSN", "share of what LC loses"]].tolist() == [40, 70, 80, "-40.00 [-40.00, -40.00]", 100]
+
+
+def test_easy_pixels_count_from_every_cell(house):
+    """The loss on easy pixels is one change of the run that computes every cell, not a second one of plain LC; that run computes all."""
+    found = why.causes(ev := evidence(dsn=40, lc_0p985=0, lc_everywhere=20, lc_easy=20))
+    rows = found[found["run"] == "lc-easy"]
+    assert (rows["moved by"] == "+0.00 [+0.00, +0.00]").all() and (rows["so"] == "ruled out: no effect shown").all()
+    assert (found[found["run"] == "lc-everywhere"]["so"] != rows["so"].iloc[0]).all()
+    ev["lc-everywhere"]["config"]["model"]["halo"] = why.EVERYWHERE
+    assert why.computed(ev, "lc-everywhere") == ([1.0] * 3, True)

@@ -186,6 +186,8 @@ def speed_table(bench: dict) -> pd.DataFrame:
     rows = pd.DataFrame(bench["rows"])
     rows["active, %"] = [", ".join(f"{100 * a:.0f}" for a in np.atleast_1d(active)) for active in rows["active"]]
     rows["quartiles"] = [f"{low:.2f}-{high:.2f}" for low, high in zip(rows["speedup_low"], rows["speedup_high"])]
+    if "rho" in rows:
+        rows["rho"] = rows["rho"].map("{:g}".format)
     heads = {"layer": "layer", "network": "network", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms", "dense_form": "dense form",
              "region_ms": "region ms", "speedup": "speed-up", "quartiles": "quartiles", "ideal": "ideal", "ratio": "measured / ideal"}
     shown = [head for head in heads if head in rows]

@@ -11,16 +11,17 @@ import pandas as pd
 from lc import metrics
 from lc.speed import cost
 from lc.cascade import build_irnet_lc
-from lc.experiments import catalogue
+from lc.experiments import EVERYWHERE, catalogue
 from lc.report.tables import METHODS, Evidence, draws, interval, percent
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
 MISSING = "not run yet"
+BEFORE = {"lc-easy": "lc-everywhere"}  # what a change is counted from, where not from plain LC
 CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
           "lc-dense-read": "zeros where a window could read the stage's input", "lc-long": "too short a cascade training",
           "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms", "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
-          "lc-easy": "no loss on easy pixels (they keep a tenth; all cells are computed)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
+          "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
 UNTESTED = ("ImageNet pretraining (all runs start from random weights)", "full width, depth and resolution",
             "features of the stage before, or interpolation, outside a region")
 
@@ -47,8 +48,8 @@ def computed(ev: Evidence, name: str) -> tuple[list[float], bool] | None:
     if name not in ev.records:
         return None
     handed, halo = ev[name]["metrics"]["val"]["handed"], ev[name]["config"]["model"]["halo"]
-    if not halo:
-        return handed, True
+    if not halo or halo >= EVERYWHERE:
+        return [1.0] * len(handed) if halo else handed, True
     study = ev.records.get("study-context")
     if study is None or f"halo {halo}" not in study["study"]["variants"]:
         return None
@@ -91,7 +92,7 @@ def causes(ev: Evidence) -> pd.DataFrame:
     entries, rows = catalogue(ev.profile.name), {}
     for name, cause in CAUSES.items():
         for split in ev.splits:
-            before, after = gain(ev, LC, DSN, split), gain(ev, name, entries[name].control, split)
+            before, after = gain(ev, BEFORE.get(name, LC), DSN, split), gain(ev, name, entries[name].control, split)
             verdict = MISSING if before is None or after is None else "smoke run" if ev.profile.tier == "smoke" else said(before, after)
             rows[cause, split] = {"run": name, "gain with the change": words(after), "moved by": words(_less(after, before)), "so": verdict}
     return pd.DataFrame(rows).T.rename_axis(["cause", "split"])

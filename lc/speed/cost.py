@@ -166,7 +166,7 @@ def _bench_row(rho: float | None, stages: np.ndarray, dense: np.ndarray, handed:
 
 def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
     """Entries of the rows (forms_ms, differences, gap, peak_bytes in MiB, stage_ms) as tables; no table for what a file does not have."""
-    index = [{k: row[k] if k != "active" else ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[k])) for k in ("layer", "rho", "active") if k in row}
+    index = [{k: row[k] if k != "active" else ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[k])) for k in ("network", "layer", "rho", "active") if k in row}
              for row in bench["rows"]]
     index = pd.MultiIndex.from_frame(pd.DataFrame(index).astype(str))
     named = lambda part, found: pd.Series(found) / (2**20 if part == "peak_bytes" else 1) if isinstance(found, dict) else \
