@@ -77,8 +77,7 @@ def numbers(ev: Evidence, made: list[str]) -> dict:
         study = ev[name]["study"]
         cells |= {"run": f"{name}: {study['variants'][-1]}", "mIoU val": 100 * study["miou"][-1], "ms": 1e3 * study["seconds"][-1]}
     elif name in ev.records:
-        cells |= {"run": name, **{f"mIoU {split}": percent(ev[name], split) for split in ev.splits},
-                  "M parameters": ev[name]["parameters"] / 1e6}
+        cells |= {"run": name, **{f"mIoU {split}": percent(ev[name], split) for split in ev.splits}, "M parameters": ev[name]["parameters"] / 1e6}
     elif ":" not in name:
         cells["run"] = f"{name}: {MISSING}"
     for kind, _, system in (word.partition(":") for word in made if ":" in word and not missing(ev, word)):

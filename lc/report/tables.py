@@ -175,8 +175,7 @@ def speed_files(kind: str, profile_name: str = "") -> list[dict]:
 
 
 def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:
-    """Milliseconds (ms, ms_low, ms_high) and parameters of each system by name, on one device (None: the first there is); of the
-    poster's networks, which belong to no profile, for the empty name."""
+    """Milliseconds (ms, ms_low, ms_high) and parameters of each system by name, on one device (None: the first); no profile: the poster's."""
     found = [bench["rows"] for bench in speed_files("systems" if profile_name else "poster", profile_name) if device in (None, bench["device"])]
     return pd.DataFrame(found[0] if found else [], columns=["system", "ms", "ms_low", "ms_high", "parameters"]).set_index("system")
 
@@ -186,8 +185,7 @@ def speed_table(bench: dict) -> pd.DataFrame:
     rows = pd.DataFrame(bench["rows"])
     rows["active, %"] = [", ".join(f"{100 * a:.0f}" for a in np.atleast_1d(active)) for active in rows["active"]]
     rows["quartiles"] = [f"{low:.2f}-{high:.2f}" for low, high in zip(rows["speedup_low"], rows["speedup_high"])]
-    if "rho" in rows:
-        rows["rho"] = rows["rho"].map("{:g}".format)
+    rows = rows.assign(rho=rows["rho"].map("{:g}".format)) if "rho" in rows else rows
     heads = {"layer": "layer", "network": "network", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms", "dense_form": "dense form",
              "region_ms": "region ms", "speedup": "speed-up", "quartiles": "quartiles", "ideal": "ideal", "ratio": "measured / ideal"}
     shown = [head for head in heads if head in rows]

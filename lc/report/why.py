@@ -22,8 +22,7 @@ CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' *
           "lc-dense-read": "zeros where a window could read the stage's input", "lc-long": "too short a cascade training",
           "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms", "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
-UNTESTED = ("ImageNet pretraining (all runs start from random weights)", "full width, depth and resolution",
-            "features of the stage before, or interpolation, outside a region")
+UNTESTED = ("ImageNet pretraining (all runs start from random weights)", "full width, depth and resolution", "features of the stage before, or interpolation, outside a region")
 
 
 def words(drawn: np.ndarray | None) -> str:
@@ -141,12 +140,10 @@ def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
 
 
 def border(ev: Evidence) -> pd.DataFrame:
-    """Where the drop sits (val): by depth in stage 2's region, pixels (percent), share of them right (percent), LC less DSN with its interval,
-    and the band's share of all pixels that LC loses to the DSN, less what it wins (percent)."""
+    """Where the drop sits (val), by depth in stage 2's region: pixels, how many are right, LC less DSN, share of what LC loses net (percent)."""
     record = ev["study-border"]
-    counts, depths = record.arrays["counts"], record["study"]["depths"]
-    total, edges = counts.sum(0).astype(float), zip(depths, [*(d - 1 for d in depths[1:]), None])
-    names = ["left at stage 1", *(f"{a} cells deep and more" if b is None else f"{a} cell{'s' * (a > 1)} deep" if a == b else f"{a} to {b} cells deep" for a, b in edges)]
+    counts, depths, total = record.arrays["counts"], record["study"]["depths"], record.arrays["counts"].sum(0).astype(float)
+    names = ["left at stage 1", *(f"{a} cells deep and more" if b is None else f"{a} cell{'s' * (a > 1)} deep" if a == b else f"{a} to {b} cells deep" for a, b in zip(depths, [*(d - 1 for d in depths[1:]), None]))]
     apart = draws(counts, lambda c: (c[..., 1] - c[..., 3]) / np.maximum(c[..., 0], 1))
     lost = total[:, 3] - total[:, 1]
     return pd.DataFrame({"pixels": 100 * total[:, 0] / total[:, 0].sum(),
