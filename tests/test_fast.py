@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -106,6 +107,7 @@ def test_a_convolution_off_the_grid_stays_as_it_is():
     """What a region cannot compute is not made fast, so that its error comes; ReLU goes with the convolution before it only."""
     parts = [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2)]
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(*parts))] == ["FastConv", "Conv2d", "ReLU", "Conv2d", "FastConv", "MaxPool2d"]
+    assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))] == ["ReLU", "FastConv"]
 
 
 def test_blobs_have_the_share_they_are_asked_for():
@@ -219,6 +221,7 @@ def test_bench_systems(tmp_path, monkeypatch):
     rows = {row["system"]: row for row in values["rows"]}
     assert set(rows) - {"lc-0.985", "lc-0.800", "aspp-lc"} == {*experiments.SYSTEMS, "irnet", "vgg16", "resnet101"} and values["size"] == [64, 64]
     assert all(row["ms_low"] <= row["ms"] <= row["ms_high"] for row in rows.values()) and rows["irnet"]["parameters"] < rows["segnet"]["parameters"]
+    assert rows["irnet"]["parameters"] == sum(p.numel() for p in build(8, **asdict(experiments.experiment("smoke", "irnet").run.model)).parameters())
     monkeypatch.setattr(bench, "ModelConfig", lambda *name: ModelConfig(*name, width=0.125))
     values = json.loads(bench.poster(tmp_path / "y.json", repeats=1).read_text())
     assert values["size"] == [300, 500] and [row["system"] for row in values["rows"]] == ["vgg16", "resnet101", "irnet", "lc-0.985", "lc-0.800"]

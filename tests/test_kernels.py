@@ -107,6 +107,14 @@ def test_other_networks_in_static_buffers(name, width):
     torch.testing.assert_close(log_probs.exp(), expected.probs, atol=2e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_forward_in_half_precision(model):  # noqa: F811
+    """Every part of the forward is in the precision that was asked for, stage 1 too."""
+    x = torch.randn(1, 3, 40, 48, generator=torch.Generator().manual_seed(1))
+    log_probs, _ = kernels.DeviceCascade(model, 1.0, torch.bfloat16)(x)
+    torch.testing.assert_close(log_probs.exp(), model(x, 1.0).probs, atol=0.1, rtol=0)
+
+
 def test_what_has_no_kernel():
     """An error that names the parts."""
     cascade = other("vgg16", 0.125)

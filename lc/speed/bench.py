@@ -19,7 +19,7 @@ from lc import paths, records, runs
 from lc.backbone import irnet
 from lc.cascade import STRIDE, LayerCascade
 from lc.config import ModelConfig, Phase, TrainConfig
-from lc.data import SegmentationSet, TrainingSamples, epoch_loader, to_input
+from lc.data import SPECS, SegmentationSet, TrainingSamples, epoch_loader, to_input
 from lc.experiments import BEST_RHO, SYSTEMS, catalogue, experiment, profile
 from lc.networks import build
 from lc.paper import columns, published
@@ -194,7 +194,7 @@ def systems(profile_name: str, target: Path | None = None, device: torch.device 
     shares = {name: 1 - np.cumsum(record["metrics"]["val"]["decided"])[:-1] for name in (f"lc-{BEST_RHO}", "lc-0.800", "aspp-lc")
               if name in entries and (record := records.find(entries[name]))}
     chosen = {TIMED.get(name, name): (entry.run.model, shares.get(name)) for name, entry in entries.items() if name in (*SYSTEMS, *TIMED, *shares)}
-    return write("systems", device, _systems_rows(chosen, size, device, repeats), target, paths.results(profile_name) / "bench")
+    return write("systems", device, _systems_rows(chosen, len(SPECS[profile(profile_name).data.name].names), size, device, repeats), target, paths.results(profile_name) / "bench")
 
 
 @torch.no_grad()
@@ -202,14 +202,14 @@ def poster(target: Path | None = None, device: torch.device = CPU, repeats: int 
     """The poster's networks at full width on an image of 300x500 pixels, LC at the shares of Table 1; forms as in `systems`."""
     chosen = {**{name: (ModelConfig(name), None) for name in ("vgg16", "resnet101", "irnet")},
               **{name: (ModelConfig(), _left(rho)) for name, rho in ((f"lc-{BEST_RHO}", BEST_RHO), ("lc-0.800", "0.800"))}}
-    return write("poster", device, _systems_rows(chosen, (300, 500), device, repeats), target)
+    return write("poster", device, _systems_rows(chosen, 21, (300, 500), device, repeats), target)
 
 
-def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], size: tuple[int, int], device: torch.device, repeats: int) -> dict:
+def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], classes: int, size: tuple[int, int], device: torch.device, repeats: int) -> dict:
     torch.manual_seed(0)
     image, forms, found = torch.randn(1, 3, *size, device=device).to(memory_format=torch.channels_last), {}, {}
     for name, (config, left) in chosen.items():
-        model = build(21, **asdict(config)).eval().to(device, memory_format=torch.channels_last)
+        model = build(classes, **asdict(config)).eval().to(device, memory_format=torch.channels_last)
         folded, quick = fast.fold(model).to(memory_format=torch.channels_last), fast.prepare(model)
         found[name] = sum(p.numel() for p in model.parameters())
         if left is None:

@@ -77,7 +77,7 @@ def _dense(part: nn.Module) -> nn.Module:
 
 
 def keep_memory() -> None:
-    """Let glibc keep what is freed for what is allocated next, instead of handing it back: fresh pages cost a tenth of a forward
+    """Let glibc keep what is freed for what is allocated next, instead of handing it back: fresh pages cost up to a fifth of a forward
     (results/NOTES.md). Elsewhere nothing happens."""
     with suppress(OSError, AttributeError):
         for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
@@ -90,7 +90,7 @@ def _branches(part: nn.Module) -> list[nn.Module]:
 
 def _run(parts: Iterable[nn.Module]) -> Iterable[nn.Module]:
     """Parts in a row, each in its fast form; a convolution takes the ReLU behind it along."""
-    parts = [part for part in parts if not isinstance(part, (nn.Identity, nn.Dropout))]
+    parts, last = [part for part in parts if not isinstance(part, (nn.Identity, nn.Dropout))], None
     for part, after in zip(parts, [*parts[1:], None]):
         if isinstance(part, nn.Conv2d) and _keeps_grid(part):
             last = FastConv(part, relu=isinstance(after, nn.ReLU))

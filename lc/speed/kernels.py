@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lc.cascade import LayerCascade, undecided
 from lc.errors import check_rho
 from lc.region import _pair
-from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, prepare
+from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, fold, prepare
 
 INTERPRETED = triton.knobs.runtime.interpret
 TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
@@ -220,8 +220,8 @@ class DeviceCascade:
     def __init__(self, model: LayerCascade, rho: float, dtype: torch.dtype = torch.float32):
         if model.reading != "zero" or model.halo:
             raise ValueError(f"zeros outside the region and no halo, got reading {model.reading!r}, halo {model.halo}: call the cascade itself")
-        model, self.rho, self.dtype = prepare(model), check_rho(rho), dtype
-        self.first = nn.ModuleList([model.stages[0], model.heads[0]]).to(dtype=dtype, memory_format=torch.channels_last)
+        folded, model, self.rho, self.dtype = fold(model), prepare(model), check_rho(rho), dtype
+        self.first = nn.ModuleList([folded.stages[0], folded.heads[0]]).to(dtype=dtype, memory_format=torch.channels_last)
         flat, heads = ([[part for item in row for part in (item if isinstance(item, nn.Sequential) else [item])] for row in rows] for rows in (
             model.stages[1:], [head if isinstance(head, FastStage) else [head] for head in model.heads[1:]]))
         unknown = {type(part).__name__ for parts in (*flat, *heads) for part in parts if type(part) not in DEVICE}
