@@ -11,7 +11,7 @@ export LC_DATA
 PY := .venv/bin/python
 READY := .venv/.ready
 LC := $(PY) -m lc
-CODE := $(wildcard lc/*.py lc/*/*.py) results/published.csv
+CODE := $(wildcard lc/*.py lc/*/*.py results/*.csv)
 CHAPTERS := $(basename $(notdir $(wildcard book/*.ipynb)))
 # the newest committed real evidence, best first
 EVIDENCE := $(firstword $(foreach p,voc12 cityscapes camvid camvid-lite,$(if $(wildcard results/$(p)/runs/*.json),$(p))))

@@ -84,7 +84,7 @@ def download(archive: Archive, folder: Path, urls: tuple[str, ...]) -> Path:
             continue
         return part.rename(folder / archive.name)
     raise InputError(f"download of {archive.name} failed ({'; '.join(failures)}); run again to go on, or fetch it in a browser, then "
-                     "--from-archive FILE")
+                     "make data PROFILE=... ARCHIVES=FILE (without make: --from-archive FILE)")
 
 
 def _fetch(url: str, part: Path) -> None:

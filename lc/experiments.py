@@ -79,16 +79,11 @@ PROFILES = {p.name: p for p in (
     Profile("camvid", "stand-in", "one GPU", DataConfig("camvid"), ModelConfig(),
             TrainConfig(crop=(360, 480), scales=(0.75, 1.5), balance="median", ema=0.995, weight_decay=0.03),
             epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6, seeds=(0, 1, 2)),
-    # The paper's own. It says: 512x512, mini-batches of 8, batch norm fixed (Sec. 3.1), SGD (Sec. 3.3), rho 0.985 (Sec. 4.1), 10,582/1,449 images of
-    # VOC and 2,975/500 finely annotated ones of Cityscapes (Sec. 4). Where it is silent, DeepLab: poly rate of power 0.9, 20,000 steps of 10 images =
-    # 19 epochs, random scales 0.5-1.5, weight decay 5e-4, momentum 0.9, no class weights (DeepLab-v2, Sec. 4.1); mirroring, and the rate 1e-3 for
-    # fixed batch norm at stride 8 (DeepLab-v3, Sec. 4.1); cascade training at v2's 2.5e-4. Ours: a third of the epochs for cascade training.
-    # No ImageNet weights of IRNet were released: timm's Inception-ResNet-v2 (twice the blocks, another stem) stands in for it.
+    # The paper's own. results/choices.csv gives the source of each setting: the paper, or DeepLab's protocol where it is silent.
     # epoch_seconds: 6 x 132 GMAC an image at 60 TFLOP/s and some loss, an estimate.
     Profile("voc12", "full", "one GPU of 24 GB or more", DataConfig("voc12"), ModelConfig("inception_resnet_v2", "imagenet"),
             TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(512, 512), scales=(0.5, 1.5)),
             epochs=19, cascade_epochs=6, lr=1e-3, cascade_lr=2.5e-4, epoch_seconds=180, freeze_bn=True),
-    # As voc12, but crops of 768 (DeepLab-v3's 769, on a grid of 8 pixels) and 67 epochs, which are 20,000 steps of 10 images (DeepLab-v2, Sec. 4.4).
     Profile("cityscapes", "full", "one GPU of 48 GB or more", DataConfig("cityscapes"), ModelConfig("inception_resnet_v2", "imagenet"),
             TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(768, 768), scales=(0.5, 1.5)),
             epochs=67, cascade_epochs=22, lr=1e-3, cascade_lr=2.5e-4, epoch_seconds=110, freeze_bn=True),

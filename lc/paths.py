@@ -6,6 +6,7 @@ from lc.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "results" / "published.csv"
+CHOICES = ROOT / "results" / "choices.csv"
 
 
 def results(profile: str) -> Path:

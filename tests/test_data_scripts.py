@@ -5,7 +5,9 @@ import http.server
 import io
 import json
 import re
+import shutil
 import stat
+import subprocess
 import sys
 import tarfile
 import threading
@@ -156,25 +158,35 @@ def small(monkeypatch):
     monkeypatch.setitem(SPECS, "voc12", replace(SPECS["voc12"], counts={"train": 5, "val": 2}))
     monkeypatch.setitem(SPECS, "cityscapes", replace(SPECS["cityscapes"], counts={"train": 4, "val": 2}))
     for name, source in SOURCES.items():
-        monkeypatch.setitem(SOURCES, name, replace(source, archives=tuple(replace(a, sha256="", urls=()) for a in source.archives), needs=10 ** 6))
+        monkeypatch.setitem(SOURCES, name, replace(source, archives=tuple(replace(a, sha256="", urls=()) for a in source.archives), needs=10 ** 4))
 
 
 def script(name: str, *arguments) -> int:
     return fetching.main(SOURCES[name], "test", [str(a) for a in arguments])
 
 
-def prepared(name: str, tmp_path, change=lambda files: files) -> int:
-    """Run the script on the small archives, given as files."""
+def prepared(name: str, tmp_path, change=lambda files: files, root: Path | None = None) -> int:
+    """Run the script on the small archives, given as files; root: the data folder."""
     given = []
     for file, content in change(archives(name, tmp_path)).items():
         (tmp_path / file).write_bytes(content)
         given.append(tmp_path / file)
-    return script(name, "--data", tmp_path / "data", "--manifest", tmp_path / "m.json", "--from-archive", *given)
+    return script(name, "--data", root or tmp_path / "data", "--manifest", tmp_path / "m.json", "--from-archive", *given)
 
 
 def nothing_left(root: Path, name: str) -> bool:
     """Neither the folder nor a scratch one."""
     return [p for p in root.iterdir() if p.name != "downloads"] == [] if root.exists() else True
+
+
+def two_steps(name: str, root: Path, monkeypatch) -> None:
+    """Train the profile's smallest likeness for two steps on the prepared data, and evaluate it."""
+    profile = experiments.PROFILES[name]
+    monkeypatch.setitem(experiments.PROFILES, name, replace(
+        profile, data=DataConfig(name, limit=4), model=ModelConfig(width=0.125, blocks=(1, 1, 1), head_width=16), epochs=1, cascade_epochs=1,
+        train=replace(profile.train, batch_size=2, crop=(32, 32), amp="none")))
+    record = runs.execute(experiments.experiment(name, "initial"), root, torch.device("cpu"))
+    assert list(record["metrics"]) == list(SPECS[name].counts)[1:] and 0 <= record["metrics"]["val"]["miou"] < 1 and len(record.history) == 1
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -198,12 +210,7 @@ def test_from_download_to_evaluation(name, tmp_path, server, small, house, monke
     server.files.clear()
     assert script(name, *arguments) == 0 and len(server.log) == 2 + len(made)
 
-    profile = experiments.PROFILES[name]
-    monkeypatch.setitem(experiments.PROFILES, name, replace(
-        profile, data=DataConfig(name, limit=4), model=ModelConfig(width=0.125, blocks=(1, 1, 1), head_width=16), epochs=1, cascade_epochs=1,
-        train=replace(profile.train, batch_size=2, crop=(32, 32), amp="none")))
-    record = runs.execute(experiments.experiment(name, "initial"), tmp_path / "data", torch.device("cpu"))
-    assert list(record["metrics"]) == list(SPECS[name].counts)[1:] and 0 <= record["metrics"]["val"]["miou"] < 1 and len(record.history) == 1
+    two_steps(name, tmp_path / "data", monkeypatch)
 
 
 def test_voc_masks_and_lists(tmp_path, small):
@@ -225,8 +232,8 @@ def test_voc_masks_and_lists(tmp_path, small):
 
 
 @pytest.mark.skipif(not MASKS.exists(), reason="voc12_aug_masks.tar.xz is not under LC_DATA")
-def test_voc_with_real_masks(tmp_path, small, monkeypatch):
-    """Some real masks, split as the real sets are, come back pixel by pixel, and the lists with them."""
+def test_voc_with_real_masks(tmp_path, server, small, house, monkeypatch):
+    """Some real masks, split as the real sets are, come back pixel by pixel from the server, and the lists with them; then two steps on them."""
     with tarfile.open(MASKS) as bundle:
         files = {m.name.removeprefix("./"): bundle.extractfile(m).read() for m in bundle if m.isfile()}
     lists = {split: files[f"{split}.txt"].decode().split()[::150] for split in ("trainaug", "val")}
@@ -235,11 +242,14 @@ def test_voc_with_real_masks(tmp_path, small, monkeypatch):
     tar, tgz = voc_files(masks, own, lists["val"], [*lists["trainaug"], lists["val"][0]], [])
     monkeypatch.setitem(SPECS, "voc12", replace(SPECS["voc12"], counts={"train": len(lists["trainaug"]), "val": len(lists["val"])}))
     assert 0 < len(own) < len(lists["trainaug"])
-    assert prepared("voc12", tmp_path, lambda made: dict(zip(made, (as_tar(tar), as_tar(tgz, "w:gz"))))) == 0
+    server.files |= {"/voc": as_tar(tar), "/sbd": as_tar(tgz, "w:gz")}
+    arguments = ("--data", tmp_path / "data", "--manifest", tmp_path / "m.json")
+    assert script("voc12", *arguments, "--url", f"{server.url}/voc", f"{server.url}/sbd") == 0
     for split, names in lists.items():
         data = SegmentationSet(DataConfig("voc12"), {"trainaug": "train"}.get(split, split), tmp_path / "data")
         assert [data.name(i) for i in range(len(data))] == names
         assert all(np.array_equal(data.read(i)[1], masks[name]) for i, name in enumerate(names))
+    two_steps("voc12", tmp_path / "data", monkeypatch)
 
 
 def test_cityscapes_label_ids(tmp_path, small):
@@ -399,6 +409,26 @@ def test_full_disk(when, tmp_path, server, small, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert ("0.0 GB free" if when == "before" else "No space left on device") in error and str(tmp_path / "data") in error and error.count("\n") == 1
     assert nothing_left(tmp_path / "data", "voc12") and not (tmp_path / "m.json").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 48 KiB: a tmpfs."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", folder], capture_output=True, text=True) if shutil.which("mount") else None
+    if made is None or made.returncode:
+        pytest.skip(f"no tmpfs can be mounted here ({made.stderr.strip() if made else 'no mount command'})")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_disk_that_fills_up(small_disk, tmp_path, small, capsys):
+    """A real disk that fills while the archives unpack: one line that says where, nothing half-prepared, and the space is free again."""
+    assert prepared("voc12", tmp_path, root=small_disk) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and str(small_disk) in error and error.count("\n") == 1
+    assert nothing_left(small_disk, "voc12") and shutil.disk_usage(small_disk).used == 0
 
 
 def test_changed_folder_is_named(tmp_path, small, capsys):

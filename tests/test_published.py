@@ -6,9 +6,12 @@ not part of it, so the tests that read them are skipped where they are absent.
 
 import csv
 import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
+
+from lc.experiments import profile
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT.parent / "shared" / "paper"
@@ -217,3 +220,13 @@ def test_text_against_copies():
         if r["table"] == "text":
             for place in r["place"].split("; "):
                 assert float(r["value"]) in known[place], (r["row"], r["column"], place)
+
+
+@pytest.mark.parametrize("name", ["voc12", "cityscapes"])
+def test_every_choice_of_a_full_profile_has_its_source(name):
+    """results/choices.csv says what the profile does, and leaves out no setting of training that is on."""
+    with open(ROOT / "results" / "choices.csv", encoding="utf-8", newline="") as file:
+        listed = {row["setting"]: row for row in csv.DictReader(file)}
+    assert {key: str(reduce(getattr, key.split("."), profile(name))) for key in listed} == {key: row[name] for key, row in listed.items()}
+    assert all(re.match("(paper, Sec|DeepLab-v[23], Sec|ours: )", row["source"]) for row in listed.values())
+    assert {f"train.{key}" for key, value in vars(profile(name).train).items() if value} <= set(listed)
