@@ -20,7 +20,10 @@ def _resolve(name: str | None) -> tuple[str, str]:
 
 
 def _device(name: str):
+    """The device to compute on; from then on the process keeps its memory."""
     import torch
+    from lc.speed.fast import keep_memory
+    keep_memory()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):

@@ -79,7 +79,7 @@ class LayerCascade(nn.Module):
             x = x if region is None else RegionTensor.select(x, region, self.reading)
             x = stage(x)
             logits = head(x)
-            logits = logits.dense() if isinstance(logits, RegionTensor) else logits
+            logits = logits.dense().contiguous() if isinstance(logits, RegionTensor) else logits
             fused = torch.where(open_[:, None], logits.float().log_softmax(dim=1), out.log_probs.detach())
             out = CascadeOutput(fused, out.decided.masked_fill(open_, number), [*out.fused, fused],
                                 [*out.logits, logits], [*out.handed, open_], [*out.regions, region])

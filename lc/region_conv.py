@@ -40,8 +40,12 @@ def region_conv2d_reference(x: Tensor, mask: Tensor, weight: Tensor, bias: Tenso
 
 def _take(rows: Tensor, table: Tensor, extra: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     """rows (P, C) at table (P', T) -> (P', T, C); `extra` is what a neighbour outside M and one outside the image read."""
-    missing = torch.tensor(extra, dtype=rows.dtype, device=rows.device)[:, None].expand(2, rows.shape[1])
-    return torch.cat([rows, missing]).index_select(0, table.flatten()).view(*table.shape, rows.shape[1])
+    return _padded(rows, extra).index_select(0, table.flatten()).view(*table.shape, rows.shape[1])
+
+
+def _padded(rows: Tensor, extra: tuple) -> Tensor:
+    """rows (P, C) and two more, filled with `extra`."""
+    return torch.cat([rows, torch.tensor(extra, dtype=rows.dtype, device=rows.device)[:, None].expand(2, rows.shape[1])])
 
 
 class _CompactConv(torch.autograd.Function):
@@ -66,6 +70,32 @@ class _CompactConv(torch.autograd.Function):
         return grad_rows, None, grad_weight
 
 
+class _CompactMaxPool(torch.autograd.Function):
+    """One tap after the other, so that no window is ever stored; the backward pass gathers through the same symmetric table."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, table: Tensor) -> Tensor:
+        padded = _padded(rows, (0.0, float("-inf")))
+        best = padded.index_select(0, table[:, 0])
+        winner = torch.zeros_like(best, dtype=torch.uint8)
+        for tap in range(1, table.shape[1]):
+            value = padded.index_select(0, table[:, tap])
+            winner.masked_fill_(value > best, tap)
+            best = torch.maximum(best, value)
+        ctx.save_for_backward(winner, table)
+        return best
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (winner, table), last = ctx.saved_tensors, ctx.saved_tensors[1].shape[1] - 1
+        grad, winner = _padded(grad, (0.0, 0.0)), _padded(winner, (0, 0))
+        total = torch.zeros_like(grad[:-2])
+        for tap in range(last + 1):  # what row `there` reads here with tap `last - tap`
+            there = table[:, tap]
+            total += grad.index_select(0, there) * (winner.index_select(0, there) == last - tap)
+        return total, None
+
+
 def region_conv2d(x: "RegionTensor", weight: Tensor, bias: Tensor | None = None, dilation=1) -> "RegionTensor":
     """Compact region convolution; weight (O, C, kh, kw) with odd kh, kw. Agrees with `region_conv2d_reference`."""
     rows = x.rows
@@ -88,11 +118,9 @@ def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
     """Max pooling over M, stride 1: neighbours outside the image never win, those outside M count as the reading says."""
     extra = (0.0, float("-inf"))
     if x.outside is None:
-        window = _take(x.rows, x.region.table(kernel, dilation), extra)
-    else:
-        around = x.region.scatter(x.rows, x.outside).permute(0, 2, 3, 1).flatten(0, 2)
-        window = _take(around, x.region.table(kernel, dilation, dense=True), extra)
-    return x.with_rows(window.max(dim=1).values)
+        return x.with_rows(_CompactMaxPool.apply(x.rows, x.region.table(kernel, dilation)))
+    around = x.region.scatter(x.rows, x.outside).permute(0, 2, 3, 1).flatten(0, 2)
+    return x.with_rows(_take(around, x.region.table(kernel, dilation, dense=True), extra).max(dim=1).values)
 
 
 @dataclass(eq=False)
@@ -118,7 +146,7 @@ class RegionTensor:
     @property
     def rows(self) -> Tensor:
         """(P, C) view of the values."""
-        return self.values[0, :, 0].t()
+        return self.values.permute(0, 2, 3, 1).flatten(0, 2)
 
     @property
     def shape(self) -> torch.Size:
@@ -168,7 +196,7 @@ class RegionTensor:
 
 
 def _as_image(rows: Tensor) -> Tensor:
-    return rows.t()[None, :, None, :]  # (1, C, 1, P); memory stays P x C, which is channels last
+    return rows[None, None].permute(0, 3, 1, 2)  # (1, C, 1, P); memory stays P x C, which is channels last
 
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> RegionTensor:

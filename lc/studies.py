@@ -13,11 +13,11 @@ from torch import Tensor
 from lc import metrics
 from lc.cascade import STRIDE, CascadeOutput, LayerCascade, cells_to_pixels, upsample
 from lc.data import IGNORE, SegmentationSet, eval_batches
+from lc.experiments import EVERYWHERE
 from lc.paper import published
 
 BANDS = tuple(range(1, 21))       # pixels either side of an object boundary
 HALOS = (0, 1, 2, 4, 8)           # cells by which a region is grown for computing
-EVERYWHERE = 10_000               # a halo that covers any image
 BINS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.985, 0.995, 0.999, 1.0)
 DEPTHS = (1, 2, 3, 5, 9)          # cells to the nearest cell that left early; each starts a band
 PAIRS = tuple((a, b) for a in (0.8, 0.9, 0.95, 0.985, 1.0) for b in (0.8, 0.9, 0.95, 0.985, 1.0))  # rho of stage 1, of stage 2

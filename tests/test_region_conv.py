@@ -67,11 +67,12 @@ def test_gradcheck_through_the_output(reading):
 def test_max_pool(kind, reading):
     """Pooling reads zeros (or the carried map) outside M, and never wins from outside the image."""
     torch.manual_seed(0)
-    x, mask = torch.randn(2, 5, 9, 11), mask_of(kind)
-    inside = mask[:, None].float()
+    x, mask = torch.randn(2, 5, 9, 11, requires_grad=True), mask_of(kind)
+    inside, weight = mask[:, None].float(), torch.randn(2, 5, 9, 11)
     wanted = F.max_pool2d(x * inside if reading == "zero" else x, 3, 1, 1) * inside
-    got = F.max_pool2d(RegionTensor.select(x, Region(mask), reading), 3, 1, 1).dense()
+    got = F.max_pool2d(RegionTensor.select(x, Region(mask), reading), 3, 1, 1).dense() * inside
     torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad((out * weight).sum(), x)[0] for out in (got, wanted)))
 
 
 def masked(module: nn.Module, mask: torch.Tensor, zero_reading: bool) -> nn.Module:
