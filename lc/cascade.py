@@ -75,7 +75,7 @@ class LayerCascade(nn.Module):
         out = CascadeOutput(log_probs, open_.to(torch.uint8), [log_probs], [logits], [open_], [None])
         for number, (stage, head) in enumerate(zip(self.stages[1:depth], self.heads[1:depth]), start=2):
             open_ = open_ & undecided(out.log_probs, rho)
-            region = Region(open_).dilate(self.halo) if rho < 1 else None
+            region = Region(open_, self.training and open_.device.type == "cpu").dilate(self.halo) if rho < 1 else None
             x = x if region is None else RegionTensor.select(x, region, self.reading)
             x = stage(x)
             logits = head(x)

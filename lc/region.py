@@ -1,11 +1,13 @@
 """Region: which pixels of a batch are computed, and where their neighbours are.
 
-Shapes here and below: N images, H W grid of a stage, P active pixels of the whole batch, T taps of a kernel, C channels.
+Shapes here and below: N images, H W grid of a stage, P active pixels of the whole batch, R rows that hold them, T taps of a kernel, C channels.
 A region does not change inside a stage, so its index tables are built once and shared by all layers of the stage.
 """
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+WIDTH = 64  # of the image that the rows of a padded region form; oneDNN's 1x1 convolutions are faster on it than matrix products (results/NOTES.md)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -15,14 +17,17 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 class Region:
     """The set M of Sec. 3.2, for a whole batch.
 
-    mask: (N, H, W) bool, True inside M. Empty, full and one-pixel regions are ordinary.
+    mask: (N, H, W) bool, True inside M. Empty, full and one-pixel regions are ordinary. padded: R is P rounded up to a multiple of WIDTH, by 6 % at
+    most where P is large, so that the rows of a region form an image, and few sizes of it occur; else R = P. No window reads the rows behind P.
     """
 
-    def __init__(self, mask: Tensor):
+    def __init__(self, mask: Tensor, padded: bool = False):
         if mask.dim() != 3 or mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool of shape (N, H, W), got {mask.dtype} {tuple(mask.shape)}")
         self.mask = mask
         self.index = mask.flatten().nonzero().squeeze(1)  # (P,) positions in the flattened N*H*W grid
+        unit = max(WIDTH, 1 << max(0, len(self).bit_length() - 5)) if padded else 1
+        self.padded, self.rows = padded, -(-len(self) // unit) * unit
         self._tables: dict[tuple, Tensor] = {}
 
     def __len__(self) -> int:
@@ -33,16 +38,16 @@ class Region:
         return self.mask.device
 
     def slots(self) -> Tensor:
-        """(N, H, W) long: the row of each pixel in the compact tensor, P where the pixel is outside M."""
-        slots = torch.full((self.mask.numel(),), len(self), dtype=torch.long, device=self.device)
+        """(N, H, W) long: the row of each pixel in the compact tensor, R where the pixel is outside M."""
+        slots = torch.full((self.mask.numel(),), self.rows, dtype=torch.long, device=self.device)
         slots[self.index] = torch.arange(len(self), device=self.device)
         return slots.view(self.mask.shape)
 
     def table(self, kernel: int | tuple[int, int], dilation: int | tuple[int, int] = 1, dense: bool = False) -> Tensor:
-        """(P, T) long: where tap t of the window round active pixel p reads, taps in row-major order.
+        """(R, T) long: where tap t of the window round active pixel p reads, taps in row-major order.
 
-        Compact (the default): a row number; P where the neighbour is outside M, P + 1 where it is outside the image.
-        dense=True: a position in the flattened N*H*W grid; N*H*W (+ 1 outside the image) plays the part of P.
+        Compact (the default): a row number; R where the neighbour is outside M, R + 1 where it is outside the image.
+        dense=True: a position in the flattened N*H*W grid; N*H*W (+ 1 outside the image) plays the part of R.
         """
         key = (_pair(kernel), _pair(dilation), dense)
         if key not in self._tables:
@@ -54,30 +59,34 @@ class Region:
         ph, pw = dh * (kh // 2), dw * (kw // 2)
         n, h, w = self.mask.shape
         grid = torch.arange(n * h * w, device=self.device).view(n, h, w) if dense else self.slots()
-        off_image = (n * h * w if dense else len(self)) + 1
-        padded = F.pad(grid, (pw, pw, ph, ph), value=off_image)  # (N, H + 2 ph, W + 2 pw)
+        outside = n * h * w if dense else self.rows
+        padded = F.pad(grid, (pw, pw, ph, ph), value=outside + 1)  # (N, H + 2 ph, W + 2 pw)
         image, row, col = self.index // (h * w), self.index // w % h, self.index % w
         corner = (image * padded.shape[1] + row) * padded.shape[2] + col  # top left of each window, (P,)
         taps = (torch.arange(kh, device=self.device) * dh * padded.shape[2])[:, None] + torch.arange(kw, device=self.device) * dw
-        return padded.flatten()[corner[:, None] + taps.flatten()]
+        return F.pad(padded.flatten()[corner[:, None] + taps.flatten()], (0, 0, 0, self.rows - len(self)), value=outside)
 
     def gather(self, dense: Tensor) -> Tensor:
-        """Rows (P, C) of a dense map (N, C, H, W)."""
-        return dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, self.index)
+        """Rows (R, C) of a dense map (N, C, H, W)."""
+        return self.fill(dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, self.index))
+
+    def fill(self, rows: Tensor) -> Tensor:
+        """(P, C) -> (R, C), zeros behind."""
+        return F.pad(rows, (0, 0, 0, self.rows - len(self))) if self.padded else rows
 
     def scatter(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
-        """Dense map (N, C, H, W) that holds rows (P, C) inside M and `outside` (zeros by default) elsewhere."""
+        """Dense map (N, C, H, W) that holds rows (R, C) inside M and `outside` (zeros by default) elsewhere."""
         n, h, w = self.mask.shape
         if outside is None:
             base = rows.new_zeros(n * h * w, rows.shape[1])
         else:
             base = outside.to(rows.dtype).permute(0, 2, 3, 1).reshape(n * h * w, rows.shape[1])
-        return base.index_copy(0, self.index, rows).view(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
+        return base.index_copy(0, self.index, rows[:len(self)]).view(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
 
     def rows_in(self, other: "Region") -> Tensor:
         """(P,) row numbers of this region's pixels in `other`, which must contain it."""
         rows = other.slots().flatten().index_select(0, self.index)
-        if len(self) and int(rows.max()) == len(other):
+        if len(self) and int(rows.max()) == other.rows:
             raise ValueError("this region is not inside the other: a later stage can only shrink the region")
         return rows
 
@@ -86,4 +95,4 @@ class Region:
         if pixels == 0:
             return self
         grown = F.max_pool2d(self.mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
-        return Region(grown[:, 0] > 0)
+        return Region(grown[:, 0] > 0, self.padded)

@@ -10,9 +10,9 @@ The contract. Let M be the region, x the input map, y the output.
            behind any convolution the outside is zero again, so the readings differ only for a stage's first wide layer
            and for pooling. In IRNet-B and -C every branch starts with a 1x1 convolution and both readings agree.
 
-The compact form writes the P pixels of the whole batch as a 1 x P image (1, C, 1, P), channels last, i.e. a P x C matrix.
-On it 1x1 convolutions are matrix products, and batch norm, activations, sums, concatenation and dropout are the ordinary
-operations. Wider windows gather their neighbours through the region's table and multiply. `RegionTensor` carries the pixels
+The compact form writes the P pixels of the whole batch as an image of R = h w >= P pixels (1, C, h, w), channels last, i.e. an R x C matrix
+(lc.region.Region says what R is; what lies behind P is never read). On it 1x1 convolutions are the ordinary ones, as are batch norm, activations,
+sums, concatenation and dropout. Wider windows gather their neighbours through the region's table and multiply. `RegionTensor` carries the pixels
 through unmodified modules: a stage given a tensor is dense, given a RegionTensor it computes those pixels only.
 """
 from collections.abc import Callable
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lc.region import Region, _pair
+from lc.region import WIDTH, Region, _pair
 
 READINGS = ("zero", "dense")
 
@@ -49,25 +49,35 @@ def _padded(rows: Tensor, extra: tuple) -> Tensor:
 
 
 class _CompactConv(torch.autograd.Function):
-    """Gather and multiply. The neighbour relation is symmetric, so the backward pass is again gather and multiply."""
+    """Gather (unless the kernel is 1x1: no table) and multiply. The neighbour relation is symmetric, so the backward pass is again that."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, table: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx, rows: Tensor, table: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, table, weight)
-        taps = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])  # (T*C, O)
-        return _take(rows, table).flatten(1) @ taps
+        return _product(_windows(rows, table), weight.permute(0, 2, 3, 1).flatten(1), bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         rows, table, weight = ctx.saved_tensors
         grad_rows = grad_weight = None
         if ctx.needs_input_grad[0]:  # tap t of p reads q  <=>  tap T-1-t of q reads p
-            taps = weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, weight.shape[1])  # (T*O, C)
-            grad_rows = _take(grad, table).flatten(1) @ taps
+            grad_rows = _product(_windows(grad, table), weight.flip(2, 3).permute(1, 2, 3, 0).flatten(1))
         if ctx.needs_input_grad[2]:
-            taps = _take(rows, table).flatten(1).t() @ grad  # (T*C, O)
+            taps = _windows(rows, table).t() @ grad  # (T*C, O), the faster way round
             grad_weight = taps.view(*weight.shape[2:], *weight.shape[1::-1]).permute(3, 2, 0, 1)
-        return grad_rows, None, grad_weight
+        return grad_rows, None, grad_weight, grad.sum(0) if ctx.needs_input_grad[3] else None
+
+
+def _windows(rows: Tensor, table: Tensor | None) -> Tensor:
+    """(R, T*C): what each row's window reads."""
+    return rows if table is None else _take(rows, table).flatten(1)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows (R, K) times weight (O, K), plus bias (O,) -> (R, O): on a CPU as a 1x1 convolution of an image, where R allows one."""
+    if rows.device.type != "cpu" or len(rows) % WIDTH or not len(rows):
+        return F.linear(rows, weight, bias)
+    return F.conv2d(_as_image(rows), weight[:, :, None, None], bias).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class _CompactMaxPool(torch.autograd.Function):
@@ -103,15 +113,11 @@ def region_conv2d(x: "RegionTensor", weight: Tensor, bias: Tensor | None = None,
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     kernel = tuple(weight.shape[2:])
-    if kernel == (1, 1):
-        return x.with_rows(F.linear(rows, weight.flatten(1), bias))
-    if x.outside is None:
-        out = _CompactConv.apply(rows, x.region.table(kernel, dilation), weight)
-    else:
-        around = x.region.scatter(rows, x.outside).permute(0, 2, 3, 1).flatten(0, 2)  # (N*H*W, C)
-        taps = weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
-        out = _take(around, x.region.table(kernel, dilation, dense=True)).flatten(1) @ taps
-    return x.with_rows(out if bias is None else out + bias)
+    if x.outside is None or kernel == (1, 1):
+        return x.with_rows(_CompactConv.apply(rows, None if kernel == (1, 1) else x.region.table(kernel, dilation), weight, bias))
+    around = x.region.scatter(rows, x.outside).permute(0, 2, 3, 1).flatten(0, 2)  # (N*H*W, C)
+    windows = _windows(around, x.region.table(kernel, dilation, dense=True))
+    return x.with_rows(_product(windows, weight.permute(0, 2, 3, 1).flatten(1), bias))
 
 
 def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
@@ -127,7 +133,7 @@ def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
 class RegionTensor:
     """The pixels of a region, standing in for the map (N, C, H, W) they were cut from.
 
-    values: (1, C, 1, P), channels last; region: where they lie; outside: (N, C, H, W) map read outside M, None for zeros.
+    values: (1, C, h, w), channels last; region: where they lie; outside: (N, C, H, W) map read outside M, None for zeros.
     """
     values: Tensor
     region: Region
@@ -137,7 +143,7 @@ class RegionTensor:
     def select(cls, x: "Tensor | RegionTensor", region: Region, reading: str = "zero") -> "RegionTensor":
         """Cut `region` out of a dense map, or out of a RegionTensor whose region contains it."""
         if isinstance(x, RegionTensor):
-            rows = x.rows.index_select(0, region.rows_in(x.region))
+            rows = region.fill(x.rows.index_select(0, region.rows_in(x.region)))
             outside = x.dense() if reading == "dense" else None
         else:
             rows, outside = region.gather(x), x if reading == "dense" else None
@@ -145,7 +151,7 @@ class RegionTensor:
 
     @property
     def rows(self) -> Tensor:
-        """(P, C) view of the values."""
+        """(R, C) view of the values."""
         return self.values.permute(0, 2, 3, 1).flatten(0, 2)
 
     @property
@@ -176,7 +182,7 @@ class RegionTensor:
         return self.region.scatter(self.rows, self.outside)
 
     def with_rows(self, rows: Tensor) -> "RegionTensor":
-        """The output (P, O) of a layer on the same region; its outside is zero."""
+        """The output (R, O) of a layer on the same region; its outside is zero."""
         return RegionTensor(_as_image(rows), self.region)
 
     __add__ = __radd__ = lambda self, other: torch.add(self, other)
@@ -196,7 +202,8 @@ class RegionTensor:
 
 
 def _as_image(rows: Tensor) -> Tensor:
-    return rows[None, None].permute(0, 3, 1, 2)  # (1, C, 1, P); memory stays P x C, which is channels last
+    width = len(rows) if len(rows) % WIDTH else WIDTH
+    return rows.view(1, len(rows) // width, width, rows.shape[1]).permute(0, 3, 1, 2)  # memory stays R x C, which is channels last
 
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> RegionTensor:
@@ -219,8 +226,16 @@ def _max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mod
 
 def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> RegionTensor:
     training = training and len(input.region) > 1  # statistics of fewer than two pixels do not exist
-    values = F.batch_norm(input.values, running_mean, running_var, weight, bias, training, momentum, eps)
-    return RegionTensor(values, input.region)
+    rest = (running_mean, running_var, weight, bias, training, momentum, eps)
+    if training and input.region.padded:  # the statistics are those of the region's own pixels
+        return input.with_rows(input.region.fill(F.batch_norm(input.rows[:len(input.region)], *rest)))
+    return RegionTensor(F.batch_norm(input.values, *rest), input.region)
+
+
+def _dropout(input, p=0.5, training=True, inplace=False) -> RegionTensor:
+    """Random numbers are drawn for the region's own pixels only, so that padding changes nothing."""
+    kept = F.dropout(_as_image(input.rows[:len(input.region)]), p, training)
+    return input.with_rows(input.region.fill(kept.permute(0, 2, 3, 1).flatten(0, 2)))
 
 
 def _pointwise(func: Callable, args: tuple, kwargs: dict) -> RegionTensor:
@@ -241,9 +256,9 @@ def _pointwise(func: Callable, args: tuple, kwargs: dict) -> RegionTensor:
 
 
 _WINDOWED = {torch.conv2d: _conv2d, F.conv2d: _conv2d, F.max_pool2d: _max_pool2d, torch.max_pool2d: _max_pool2d,
-             F.batch_norm: _batch_norm, torch.batch_norm: _batch_norm}
+             F.batch_norm: _batch_norm, torch.batch_norm: _batch_norm, F.dropout: _dropout}
 _POINTWISE = {torch.add, torch.sub, torch.mul, torch.div, torch.cat, torch.relu, torch.relu_, torch.sigmoid, torch.tanh,
-              F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.sigmoid, F.dropout, F.dropout2d,
+              F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.sigmoid,
               F.softmax, F.log_softmax, torch.softmax, torch.log_softmax,
               torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.__mul__, torch.Tensor.mul,
               torch.Tensor.__rmul__, torch.Tensor.__iadd__}

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lc.backbone import Mixed, Residual
-from lc.region import Region
+from lc.region import WIDTH, Region
 from lc.region_conv import READINGS, RegionTensor, region_conv2d, region_conv2d_reference
 
 KERNELS = [(1, 1), (3, 3), (1, 7), (7, 1), (1, 3), (3, 1)]
@@ -60,6 +60,26 @@ def test_gradcheck_through_the_output(reading):
     run = lambda x, w, b: region_conv2d(RegionTensor.select(x, region, reading), w, b, 2).dense()
     inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((1, 2, 4, 5), (3, 2, 3, 3), (3,))]
     assert torch.autograd.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("freeze_bn", [True, False])
+def test_padding_changes_nothing(kind, freeze_bn):
+    """In training rows are padded to an image: outputs, all gradients, batch norm's statistics and the random numbers drawn stay the same."""
+    found = []
+    for padded in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(Residual(8, [[(4, 1)], [(4, 1), (6, (1, 7)), (8, (7, 1))]], 0.1, 2), Mixed(8, [[(4, 3)]], pool=True), nn.Dropout(0.3)).double().train()
+        for module in net.modules() if freeze_bn else ():
+            module.train(not isinstance(module, nn.BatchNorm2d))
+        x = torch.randn(2, 8, 9, 11, dtype=torch.float64, requires_grad=True)
+        region = Region(mask_of(kind), padded)
+        assert region.rows % (WIDTH if padded else 1) == 0 and region.rows - len(region) < (WIDTH if padded else 1)
+        out = net(RegionTensor.select(x, region)).dense()
+        grads = torch.autograd.grad((out * torch.randn_like(out)).sum(), [x, *net.parameters()])
+        found.append([out, *grads, *net.buffers(), torch.randn(3)])
+    for first, second in zip(*found):
+        torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize("kind", REGIONS)
