@@ -39,7 +39,7 @@ def plan(args) -> None:
     profile = experiments.profile(name)
     todo, every = records.missing(name), experiments.catalogue(name)
     if args.only:
-        print({"name": name, "dataset": profile.data.name, "count": len(todo) + records.bench_missing(name)}[args.only])
+        print({"name": name, "dataset": profile.data.name, "count": len(todo) + len(records.bench_missing(name))}[args.only])
         return
     print(f"Profile {name} ({why}): {profile.data.name} data, tier {profile.tier}, made for {profile.made_for}.")
     if not todo:
@@ -73,7 +73,7 @@ def run(args) -> None:
     chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
     found = {entry.name: records.find(entry) for entry in chosen}
     todo = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
-    timings = not args.experiments and records.bench_missing(name)
+    timings = [] if args.experiments else records.bench_missing(name)
     if not todo and not timings:
         print(f"{name}: no run is missing")
         return
@@ -82,8 +82,8 @@ def run(args) -> None:
     device = _device(args.device)
     print(f"device: {runs.device_name(device)}; data set: {experiments.profile(name).data.name}, looked for under {paths.data_root(args.data)}")
     runs.run_all(todo, args.data, device, args.workers)
-    if timings:
-        print(bench.run(name, f"lc-{experiments.BEST_RHO}", args.data, device))
+    for kind in timings:
+        print(bench.run(name, f"lc-{experiments.BEST_RHO}", args.data, device) if kind == "cascade" else bench.systems(name, device=device))
 
 
 def train(args) -> None:

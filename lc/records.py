@@ -97,9 +97,9 @@ def missing(profile_name: str) -> list[Experiment]:
     return [entry for entry in catalogue(profile_name).values() if find(entry) is None]
 
 
-def bench_missing(profile_name: str) -> bool:
-    """Whether the profile has no timing file, of any device."""
-    return not any((paths.results(profile_name) / "bench").glob("cascade-*.json"))
+def bench_missing(profile_name: str) -> list[str]:
+    """The timings of a profile, its cascade's and its systems', of which there is no file, of any device."""
+    return [kind for kind in ("cascade", "systems") if not any((paths.results(profile_name) / "bench").glob(f"{kind}-*.json"))]
 
 
 def write(entry: Experiment, values: dict, arrays: dict, history: str = "") -> Record:
