@@ -56,7 +56,7 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
 def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> Callable[[Tensor | Region], Callable]:
     """From a region of x to the call that computes `chain` blocks on it, index building included; static: in device buffers."""
     def rows(region: Tensor | Region) -> RegionTensor:
-        part = RegionTensor.select(x, region if isinstance(region, Region) else Region(region))
+        part = RegionTensor.select(x, region if isinstance(region, Region) else Region(region, x.device.type == "cpu"))
         for _ in range(chain):
             part = quick(part)
         return part
@@ -77,7 +77,7 @@ def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> 
 
 def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Callable]:
     """The region side on a CPU without one of its costs: its index made before; no gathering either; only the calls, on 8 channels."""
-    ready, zeros, narrow = Region(mask), cache(torch.zeros), fast.fold(irnet(0.001, (1, 1, 1))[name].eval()[0])
+    ready, zeros, narrow = Region(mask, True), cache(torch.zeros), fast.fold(irnet(0.001, (1, 1, 1))[name].eval()[0])
     few, pixels = torch.zeros(1, narrow.project.out_channels, 4, 4), Region(torch.ones(1, 4, 4, dtype=torch.bool))
 
     def ungathered() -> None:
@@ -152,6 +152,22 @@ def _left(rho: str) -> np.ndarray:
     return 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
 
 
+def _regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False) -> list[list[Tensor]]:
+    """Masks for stages 2 and 3 at these shares, in four versions whose sizes differ by 3 % either way, as from image to image: what a library
+    prepares for one size must not be counted as free. fixed: one version (buffers on a device hold any size)."""
+    return [[blob(share * scale, grid, seed, batch).to(device) for share in _left(rho)] for seed, scale in enumerate((1.0,) if fixed else (0.97, 0.99, 1.01, 1.03))]
+
+
+def _mean_shares(regions: list[list[Tensor]]) -> list[float]:
+    return torch.tensor([[mask.float().mean() for mask in masks] for masks in regions]).mean(0).tolist()
+
+
+def _in_turn(calls: list[Callable]) -> Callable:
+    """One of the calls, the next one at each call."""
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()
+
+
 def _network_rows(device: torch.device, repeats: int, static: bool | None, settings: list, architecture: dict) -> tuple[list[dict], dict]:
     torch.manual_seed(0)
     rows, absent, static = [], {}, device.type == "cuda" if static is None else static
@@ -165,22 +181,20 @@ def _network_rows(device: torch.device, repeats: int, static: bool | None, setti
             dense["all active"] = lambda: cost.run_dense(quick, image)
             dense["mixed"] = lambda: folded.heads[-1](quick.stages[-1](nn.Sequential(*folded.stages[:-1])(image)))
         for rho in ("0.985", "0.800"):
-            masks = [blob(share, grid, 0, batch).to(device) for share in _left(rho)]
-            on = _network_on(model if static else quick, image, dtype, static)
-            shares, call = [mask.float().mean().item() for mask in masks], on(masks)
-            with given(masks):
-                plain = model(image, 0.5).log_probs
-            differences["region"] = difference(call, plain, "region")
-            same = (plain.argmax(1) == call().argmax(1)).float().mean().item()
-            everything = {"all active": on([torch.ones_like(mask) for mask in masks])} if static else {}
-            with given(masks):
+            regions, on = _regions(rho, grid, batch, device, static), _network_on(model if static else quick, image, dtype, static)
+            shares, calls = _mean_shares(regions), [on(masks) for masks in regions]
+            plain = [_network_on(model, image, torch.float32, False)(masks)() for masks in regions]
+            differences["region"] = max(difference(call, wanted, "region") for call, wanted in zip(calls, plain))
+            same = float(np.mean([(wanted.argmax(1) == call().argmax(1)).float().mean().item() for call, wanted in zip(calls, plain)]))
+            everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
+            with given(regions[0]):
                 stages, by_stage = [], {} if static else {"stages": lambda: stages.append(cost.timed_stages(quick, image, 0.5))}
-                times = undisturbed({**dense, **everything, "region": call, **by_stage}, repeats, device)
+                times = undisturbed({**dense, **everything, "region": _in_turn(calls), **by_stage}, repeats, device)
             times.pop("stages", None)
             ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
             rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                          **compare(times, ideal), "differences": {**differences},
-                         "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(call, device)}})
+                         "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(calls[0], device)}})
             if stages:
                 rows[-1]["stage_ms"] = (1e3 * np.median(stages[1:], axis=0)).tolist()
     return rows, absent
@@ -241,7 +255,7 @@ def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: 
 def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (512, 512), batch: int = 1, **architecture) -> Path:
     """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same
     losses; torch.compile of it on a GPU only: on a CPU it took minutes to compile a small network, and made it no faster): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output). Batch norm is fixed (Sec. 3.1).
-    Regions change from step to step, and their sizes by 3 % either way, as they do in training."""
+    Regions change from step to step (`_regions`)."""
     torch.manual_seed(0)
     rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase(freeze_bn=True)
     model = build(21, **architecture).to(device, memory_format=torch.channels_last)
@@ -260,10 +274,10 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
             optimizer.step()
 
     for (part, net, x), rho in itertools.product((("stages 2-3", later, features), ("whole step", model, image)), ("0.985", "0.800")):
-        regions = [[blob(share * scale, grid, seed, batch).to(device) for share in _left(rho)] for seed, scale in enumerate((0.97, 0.99, 1.01, 1.03))]
-        shares = [1.0, *torch.tensor([[mask.float().mean() for mask in masks] for masks in regions]).mean(0).tolist()]
+        regions = _regions(rho, grid, batch, device)
+        shares = [1.0, *_mean_shares(regions)]
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
-                 **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": lambda turn=itertools.cycle(regions): step(net, x, next(turn))}
+                 **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": _in_turn([partial(step, net, x, masks) for masks in regions])}
         macs = [(row["macs"], shares[row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
         rows.append({"layer": part, "rho": float(rho), "active": shares[1:], **compare(undisturbed(calls, repeats, device), ideal),

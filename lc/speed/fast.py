@@ -137,7 +137,7 @@ def _table(region: Region, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     key = ("rows and missing", conv.kernel_size, conv.dilation)
     if key not in region._tables:
         table = region.table(conv.kernel_size, conv.dilation).flatten()
-        region._tables[key] = table.clamp(max=max(len(region) - 1, 0)).int(), (table >= len(region)).nonzero().squeeze(1)
+        region._tables[key] = table.clamp(max=max(region.rows - 1, 0)).int(), (table >= region.rows).nonzero().squeeze(1)
     return region._tables[key]
 
 
@@ -154,7 +154,7 @@ class Product:
             return False
         if self.packed is None:
             kernel = self.weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(kernel, *self.GEOMETRY, 1, [1, rows.shape[1], 1, len(rows)])
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(kernel, *self.GEOMETRY, 1, list(_as_image(rows).shape))
         return True
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class Product:
 
 
 def _as_rows(image: Tensor) -> Tensor:
-    return image[0, :, 0].t()  # (1, C, 1, P) -> (P, C)
+    return image.permute(0, 2, 3, 1).flatten(0, 2)  # (1, C, h, w) -> (P, C)
 
 
 class FastStage(nn.Sequential):
@@ -184,8 +184,16 @@ class FastStage(nn.Sequential):
     def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
         """Shapes as in the original."""
         if isinstance(x, RegionTensor):
-            return super().forward(x)
+            return super().forward(_evened(x))
         return super().forward(RegionTensor.select(x, _full((x.shape[0], *x.shape[2:]), x.device))).dense()
+
+
+def _evened(x: RegionTensor) -> RegionTensor:
+    """On a CPU the same pixels with padded rows: oneDNN prepares itself for every new size, for up to 25 ms a layer (results/NOTES.md)."""
+    if x.region.padded or x.device.type != "cpu":
+        return x
+    region = Region(x.region.mask, padded=True)
+    return RegionTensor(_as_image(region.fill(x.rows)), region)
 
 
 class OnRows(nn.Module):
