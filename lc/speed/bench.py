@@ -2,7 +2,7 @@
 
 The dense opponent is the fastest of these forms: folded batch norms in channels last (lc.speed.fast.fold), torch.compile of that, ONNX Runtime
 and OpenVINO where they are installed (a CUDA graph on a GPU), the region side's own code (lc.speed.fast.prepare, lc.speed.kernels) with every pixel
-active, and for the network the first with the last stage of our own. All give the reference's output to TOLERANCE, or the bench stops.
+active. All give the reference's output to TOLERANCE, or the bench stops.
 """
 import itertools
 from collections.abc import Callable
@@ -152,20 +152,12 @@ def _left(rho: str) -> np.ndarray:
     return 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
 
 
-def _regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False) -> list[list[Tensor]]:
-    """Masks for stages 2 and 3 at these shares, in four versions whose sizes differ by 3 % either way, as from image to image: what a library
-    prepares for one size must not be counted as free. fixed: one version (buffers on a device hold any size)."""
-    return [[blob(share * scale, grid, seed, batch).to(device) for share in _left(rho)] for seed, scale in enumerate((1.0,) if fixed else (0.97, 0.99, 1.01, 1.03))]
-
-
-def _mean_shares(regions: list[list[Tensor]]) -> list[float]:
-    return torch.tensor([[mask.float().mean() for mask in masks] for masks in regions]).mean(0).tolist()
-
-
-def _in_turn(calls: list[Callable]) -> Callable:
-    """One of the calls, the next one at each call."""
-    turn = itertools.cycle(calls)
-    return lambda: next(turn)()
+def _regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False) -> tuple[list[list[Tensor]], list[float]]:
+    """Masks for stages 2 and 3 in four versions whose sizes differ by 3 % either way, as from image to image: what a library prepares for one
+    size must not be counted as free; and their mean shares. fixed: one version (buffers on a device hold any size)."""
+    scales = (1.0,) if fixed else (0.97, 0.99, 1.01, 1.03)
+    found = [[blob(share * scale, grid, seed, batch).to(device) for share in _left(rho)] for seed, scale in enumerate(scales)]
+    return found, torch.tensor([[mask.float().mean() for mask in masks] for masks in found]).mean(0).tolist()
 
 
 def _network_rows(device: torch.device, repeats: int, static: bool | None, settings: list, architecture: dict) -> tuple[list[dict], dict]:
@@ -179,17 +171,16 @@ def _network_rows(device: torch.device, repeats: int, static: bool | None, setti
         differences = {form: difference(call, cost.run_dense(model, image), form) for form, call in dense.items()}
         if not static:
             dense["all active"] = lambda: cost.run_dense(quick, image)
-            dense["mixed"] = lambda: folded.heads[-1](quick.stages[-1](nn.Sequential(*folded.stages[:-1])(image)))
         for rho in ("0.985", "0.800"):
-            regions, on = _regions(rho, grid, batch, device, static), _network_on(model if static else quick, image, dtype, static)
-            shares, calls = _mean_shares(regions), [on(masks) for masks in regions]
+            (regions, shares), on = _regions(rho, grid, batch, device, static), _network_on(model if static else quick, image, dtype, static)
+            calls = [on(masks) for masks in regions]
             plain = [_network_on(model, image, torch.float32, False)(masks)() for masks in regions]
             differences["region"] = max(difference(call, wanted, "region") for call, wanted in zip(calls, plain))
             same = float(np.mean([(wanted.argmax(1) == call().argmax(1)).float().mean().item() for call, wanted in zip(calls, plain)]))
             everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
             with given(regions[0]):
                 stages, by_stage = [], {} if static else {"stages": lambda: stages.append(cost.timed_stages(quick, image, 0.5))}
-                times = undisturbed({**dense, **everything, "region": _in_turn(calls), **by_stage}, repeats, device)
+                times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **by_stage}, repeats, device)
             times.pop("stages", None)
             ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
             rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
@@ -274,13 +265,12 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
             optimizer.step()
 
     for (part, net, x), rho in itertools.product((("stages 2-3", later, features), ("whole step", model, image)), ("0.985", "0.800")):
-        regions = _regions(rho, grid, batch, device)
-        shares = [1.0, *_mean_shares(regions)]
+        regions, left = _regions(rho, grid, batch, device)
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
-                 **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": _in_turn([partial(step, net, x, masks) for masks in regions])}
-        macs = [(row["macs"], shares[row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
+                 **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": lambda turn=itertools.cycle(regions): step(net, x, next(turn))}
+        macs = [(row["macs"], [1.0, *left][row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
-        rows.append({"layer": part, "rho": float(rho), "active": shares[1:], **compare(undisturbed(calls, repeats, device), ideal),
+        rows.append({"layer": part, "rho": float(rho), "active": left, **compare(undisturbed(calls, repeats, device), ideal),
                      "peak_bytes": {"dense": cost.peak_bytes(calls["as trained"], device), "region": cost.peak_bytes(calls["region"], device)}})
     return write("training", device, {"size": list(size), "batch": batch, "repeats": repeats, "rows": rows}, target)
 

@@ -179,21 +179,15 @@ def _as_rows(image: Tensor) -> Tensor:
 
 
 class FastStage(nn.Sequential):
-    """A later stage, or its head; a dense map goes through it as its full region."""
+    """A later stage, or its head; a dense map goes through it as its full region. On a CPU rows are padded: oneDNN prepares itself for every new
+    size, for up to 25 ms a layer (results/NOTES.md)."""
 
     def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
         """Shapes as in the original."""
         if isinstance(x, RegionTensor):
-            return super().forward(_evened(x))
+            region = x.region if x.region.padded or x.device.type != "cpu" else Region(x.region.mask, padded=True)
+            return super().forward(x if region is x.region else RegionTensor(_as_image(region.fill(x.rows)), region))
         return super().forward(RegionTensor.select(x, _full((x.shape[0], *x.shape[2:]), x.device))).dense()
-
-
-def _evened(x: RegionTensor) -> RegionTensor:
-    """On a CPU the same pixels with padded rows: oneDNN prepares itself for every new size, for up to 25 ms a layer (results/NOTES.md)."""
-    if x.region.padded or x.device.type != "cpu":
-        return x
-    region = Region(x.region.mask, padded=True)
-    return RegionTensor(_as_image(region.fill(x.rows)), region)
 
 
 class OnRows(nn.Module):
