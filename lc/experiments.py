@@ -71,7 +71,7 @@ PROFILES = {p.name: p for p in (
             epochs=2, cascade_epochs=1, lr=3e-3, cascade_lr=1e-3, epoch_seconds=0.5),
     Profile("shapes", "stand-in", "2 cores, no download", DataConfig("shapes"),
             ModelConfig(width=0.125, blocks=(1, 2, 1), head_width=32), TrainConfig(batch_size=16, crop=(128, 128), jitter=0.2),
-            epochs=10, cascade_epochs=3, lr=6e-3, cascade_lr=2e-3, epoch_seconds=6),
+            epochs=7, cascade_epochs=2, lr=6e-3, cascade_lr=2e-3, epoch_seconds=6),
     Profile("camvid-lite", "stand-in", "2 cores", DataConfig("camvid", scale=0.5),
             ModelConfig(width=0.25, blocks=(2, 3, 2), head_width=64),
             TrainConfig(crop=(180, 240), scales=(0.9, 1.2), balance="median", ema=0.995, weight_decay=0.03),
