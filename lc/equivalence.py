@@ -36,8 +36,10 @@ def check(profile: str, root: str | None) -> list[str]:
         if changed := [record.experiment for record in group if apart[record.path.stem] > ROUNDING]:
             raise InputError(f"sources {made} and {now} do not compute the same for {', '.join(changed)}; remake these runs with "
                              f"`python -m lc run --profile {profile} --again`")
-        worst = max(apart.values())
-        known[made] = {"now": now, "difference": worst, "runs": list(apart), "made_by": sorted({r["commit"] for r in group})}
+        worst, before = max(apart.values()), known.get(made, {})
+        before = before if before.get("now") == now else {"difference": 0.0, "runs": [], "made_by": []}
+        known[made] = {"now": now, "difference": max(worst, before["difference"]), "runs": [*before["runs"], *apart],
+                       "made_by": sorted({*before["made_by"], *(r["commit"] for r in group)})}
         records.write_whole(paths.ROOT / records.EQUIVALENT, (json.dumps(known, indent=1) + "\n").encode())
         records.equivalents.cache_clear()
         how = f"but for rounding (in double precision to {worst:.0e})" if worst else "bit for bit"

@@ -47,7 +47,9 @@ class Record:
     def stale(self) -> str:
         """Empty, or in words: the code that computes numbers has changed since (both hashes), and was not shown to be equivalent."""
         made, now = self["source_hash"], self.source_now
-        return "" if now in (made, equivalents().get(made, {}).get("now")) else f"made by source {made}, source now {now}"
+        proof = equivalents().get(made, {"runs": ()})
+        shown = proof.get("now") == now and self.path.stem in proof["runs"]
+        return "" if shown or made == now else f"made by source {made}, source now {now}"
 
     @cached_property
     def arrays(self) -> dict:
@@ -148,7 +150,7 @@ def _skeleton(node) -> str:
 
 @cache
 def equivalents() -> dict:
-    """Source hashes that were shown to compute what a later source computes: {made: {"now": hash, ...}}."""
+    """Source hashes that were shown to compute what a later source computes: {made: {"now": hash, "runs": stems, ...}}."""
     path = paths.ROOT / EQUIVALENT
     return json.loads(path.read_text()) if path.exists() else {}
 

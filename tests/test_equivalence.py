@@ -43,6 +43,9 @@ def test_a_refactoring_is_equivalent(forked):
     assert "agree bit for bit on 1 runs: lc-0.985" in equivalence.check("smoke", None)[0]
     assert made.stale == "" and records.equivalents()[made["source_hash"]]["runs"] == [made.path.stem]
     assert equivalence.check("smoke", None) == []
+    later = fake_record("smoke", "dsn", commit=made["commit"], source_hash=made["source_hash"])
+    assert later.stale, "the proof holds for the runs that were compared, not for others of the same source"
+    assert "on 1 runs: dsn" in equivalence.check("smoke", None)[0] and later.stale == made.stale == ""
 
 
 def test_another_order_of_sums_is_equivalent(forked):
