@@ -2,7 +2,7 @@
 
 If weights and counts agree bit for bit, results/equivalent.json says so and the record is no longer stale. If only the order of
 sums has changed, weights differ by rounding; then the miniature is trained again in double precision, where they must agree to ROUNDING, and
-the counts exactly. A refactoring or a faster kernel then costs minutes instead of hours, and a change that moves a number cannot hide.
+the counts exactly (what a run does in half precision only is not compared then). A refactoring or a faster kernel then costs minutes instead of hours, and a change that moves a number cannot hide.
 `python -m lc equivalent`. Studies are not compared: they are remade in a minute each.
 """
 import json

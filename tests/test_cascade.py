@@ -164,3 +164,11 @@ def test_stages_and_heads_must_match(model):
         LayerCascade(model.stages, model.heads[:2])
     with pytest.raises(ValueError, match="reading must be one of"):
         LayerCascade(model.stages, model.heads, reading="ones")
+
+
+def test_rows_are_padded_in_training_only():
+    """On a CPU; evaluation counts and reads the region's own rows."""
+    model = build_irnet_lc(5, width=0.125, blocks=(1, 1, 1), head_width=16)
+    for training in (True, False):
+        regions = model.train(training)(torch.randn(2, 3, 64, 64), 0.999).regions[1:]
+        assert [region.padded for region in regions] == [training] * 2
