@@ -52,7 +52,7 @@ def undecided(log_probs: Tensor, rho: float) -> Tensor:
 class LayerCascade(nn.Module):
     """stages: modules applied one after the other, the first one dense, the others on regions; heads: one per stage.
 
-    reading: what a window reads outside the region, "zero" or "dense" (lc.region_conv). halo: pixels by which the region is
+    reading: what a window reads outside the region, one of READINGS (lc.region_conv). halo: pixels by which the region is
     grown for computing, not for deciding; 0 in the paper.
     """
 
@@ -79,7 +79,7 @@ class LayerCascade(nn.Module):
             x = x if region is None else RegionTensor.select(x, region, self.reading)
             x = stage(x)
             logits = head(x)
-            logits = logits.dense().contiguous() if isinstance(logits, RegionTensor) else logits
+            logits = logits.dense() if isinstance(logits, RegionTensor) else logits
             fused = torch.where(open_[:, None], logits.float().log_softmax(dim=1), out.log_probs.detach())
             out = CascadeOutput(fused, out.decided.masked_fill(open_, number), [*out.fused, fused],
                                 [*out.logits, logits], [*out.handed, open_], [*out.regions, region])

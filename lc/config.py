@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lc.errors import InputError, check_rho
 
 CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "poly"), "balance": ("none", "median"), "amp": ("none", "bf16"),
-           "reading": ("zero", "dense"), "head": ("conv", "aspp"),
+           "reading": ("zero", "dense", "features", "interpolated"), "head": ("conv", "aspp"),
            "network": ("irnet", "vgg16", "resnet101", "inception_resnet_v2", "fcn8s", "segnet", "deeplab", "deeplab-v2", "dilation", "crf-rnn")}
 
 

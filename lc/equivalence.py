@@ -2,7 +2,8 @@
 
 If weights and counts agree bit for bit, results/equivalent.json says so and the record is no longer stale. If only the order of
 sums has changed, weights differ by rounding; then the miniature is trained again in double precision, where they must agree to ROUNDING, and
-the counts exactly (what a run does in half precision only is not compared then). A refactoring or a faster kernel then costs minutes instead of hours, and a change that moves a number cannot hide.
+the counts exactly (what a run does in half precision only is not compared then). A proof names the commit that it was shown for; the next
+comparison of that run begins there, and differences add up. A refactoring or a faster kernel then costs minutes instead of hours, and a change that moves a number cannot hide.
 `python -m lc equivalent`. Studies are not compared: they are remade in a minute each.
 """
 import json
@@ -32,14 +33,16 @@ def check(profile: str, root: str | None) -> list[str]:
             groups.setdefault((record["source_hash"], record.source_now), []).append(record)
     lines = []
     for (made, now), group in groups.items():
-        known, apart = records.equivalents(), {record.path.stem: difference(record, root) for record in group}
+        known, apart = records.equivalents(), {}
+        for (commit, already), same in _by_proof(group).items():
+            apart |= {stem: already + more for stem, more in differences(same, commit, root).items()}
         if changed := [record.experiment for record in group if apart[record.path.stem] > ROUNDING]:
             raise InputError(f"sources {made} and {now} do not compute the same for {', '.join(changed)}; remake these runs with "
                              f"`python -m lc run --profile {profile} --again`")
         worst, before = max(apart.values()), known.get(made, {})
         before = before if before.get("now") == now else {"difference": 0.0, "runs": [], "made_by": []}
         known[made] = {"now": now, "difference": max(worst, before["difference"]), "runs": [*before["runs"], *apart],
-                       "made_by": sorted({*before["made_by"], *(r["commit"] for r in group)})}
+                       "made_by": sorted({*before["made_by"], *(r["commit"] for r in group)}), "shown_for": _head()}
         records.write_whole(paths.ROOT / records.EQUIVALENT, (json.dumps(known, indent=1) + "\n").encode())
         records.equivalents.cache_clear()
         how = f"but for rounding (in double precision to {worst:.0e})" if worst else "bit for bit"
@@ -47,22 +50,41 @@ def check(profile: str, root: str | None) -> list[str]:
     return lines
 
 
-def difference(record: Record, root: str | None) -> float:
-    """0.0 if the miniature by the commit that made the record and by the code here is the same, bit for bit; else the greatest difference
+def _by_proof(group: list[Record]) -> dict[tuple[str, float], list[Record]]:
+    """Records by the commit to compare with, and how far from the record it is: that of the last proof, else the record's own."""
+    found: dict[tuple[str, float], list[Record]] = {}
+    for record in group:
+        proof = records.equivalents().get(record["source_hash"], {"runs": ()})
+        proved = record.path.stem in proof["runs"] and proof.get("shown_for")
+        found.setdefault((proof["shown_for"], proof["difference"]) if proved else (record["commit"], 0.0), []).append(record)
+    return found
+
+
+def _head() -> str:
+    """The commit whose package is the one here; empty if there is none."""
+    now = records.provenance("")
+    return "" if now["dirty"] else now["commit"]
+
+
+def differences(group: list[Record], commit: str, root: str | None) -> dict[str, float]:
+    """By the record's file: 0.0 if the miniature by that commit and by the code here is the same, bit for bit; else the greatest difference
     between them in double precision, relative to the greatest entry of the same array; infinity if a count differs."""
     with tempfile.TemporaryDirectory() as scratch:
         old = Path(scratch, "old")
         git = ["git", "-C", str(paths.ROOT)]
-        if subprocess.run([*git, "worktree", "add", "--detach", "--quiet", str(old), record["commit"]]).returncode:
-            raise InputError(f"commit {record['commit'][:10]}, which made {record.path.name}, is not in this clone; fetch the whole history")
+        if subprocess.run([*git, "worktree", "add", "--detach", "--quiet", str(old), commit]).returncode:
+            raise InputError(f"commit {commit[:10]}, which made or last proved {group[0].path.name}, is not in this clone; fetch the whole history")
         try:
-            for double in (False, True):
-                found = _distance(*(_arrays(tree, record, root, double, Path(scratch)) for tree in (old, paths.ROOT)))
-                if found == 0:
-                    return np.finfo(float).eps if double else 0.0
-            return found
+            apart = _compared(old, group, root, False)
+            again = [record for record in group if apart[record.path.stem]]
+            return apart | {stem: found or np.finfo(float).eps for stem, found in _compared(old, again, root, True).items()}
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(old)])
+
+
+def _compared(old: Path, group: list[Record], root: str | None, double: bool) -> dict[str, float]:
+    sides = [_arrays(tree, group, root, double, old.parent) if group else [] for tree in (old, paths.ROOT)]
+    return {record.path.stem: _distance(*pair) for record, *pair in zip(group, *sides)}
 
 
 def _distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
@@ -73,16 +95,18 @@ def _distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> fl
     return np.inf if any(first[name].dtype.kind != "f" for name in apart) else float(max(apart.values(), default=0))
 
 
-def _arrays(tree: Path, record: Record, root: str | None, double: bool, scratch: Path) -> dict[str, np.ndarray]:
-    """What `probe` gives, run in `tree`."""
-    target = scratch / "arrays.npz"
-    task = {"config": record["config"], "double": double, "root": str(paths.data_root(root)), "target": str(target)}
+def _arrays(tree: Path, group: list[Record], root: str | None, double: bool, scratch: Path) -> list[dict[str, np.ndarray]]:
+    """What `probe` gives for each record, run in `tree`: all in one process, as starting one takes longer than a miniature."""
+    targets = [scratch / f"{record.path.stem}.npz" for record in group]
+    task = {"configs": [record["config"] for record in group], "double": double, "root": str(paths.data_root(root)), "targets": [*map(str, targets)]}
+    for target in targets:
+        target.unlink(missing_ok=True)
     answer = subprocess.run([sys.executable, "-P", __file__, json.dumps(task)], env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True,
                             text=True, cwd=tree)
     if answer.returncode:
-        raise InputError(f"the miniature of {record.experiment} failed in {tree}: {answer.stderr.strip().splitlines()[-1]}")
-    with np.load(target) as file:
-        return dict(file)
+        failed = next(record.experiment for record, target in zip(group, targets) if not target.exists())
+        raise InputError(f"the miniature of {failed} failed in {tree}: {answer.stderr.strip().splitlines()[-1]}")
+    return [dict(np.load(target)) for target in targets]
 
 
 def _miniature(config: dict) -> dict:
@@ -91,20 +115,20 @@ def _miniature(config: dict) -> dict:
             "phases": [{**phase, "epochs": 1} for phase in config["phases"]]}
 
 
-def probe(task: dict) -> dict[str, np.ndarray]:
+def probe(config: dict, double: bool, root: str) -> dict[str, np.ndarray]:
     """Run in one tree: train the miniature; its weights and counts."""
     import torch
     from lc.config import RunConfig, from_dict
     from lc.data import SegmentationSet
     from lc.evaluate import evaluate
     from lc.train import Trainer
-    config = _miniature(task["config"])
-    if task["double"]:
+    config = _miniature(config)
+    if double:
         torch.set_default_dtype(torch.float64)
         torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double  # what the sources make single on purpose
         config["train"]["amp"] = "none"
     run = from_dict(RunConfig, config)
-    train, val = (SegmentationSet(run.data, split, task["root"]) for split in ("train", "val"))
+    train, val = (SegmentationSet(run.data, split, root) for split in ("train", "val"))
     keep = [1.0, 0.5, 0.4] if run.dropout_like else None
     with tempfile.TemporaryDirectory() as folder:
         model = Trainer(run, train, val, Path(folder), torch.device("cpu"), None, keep).fit()
@@ -114,4 +138,5 @@ def probe(task: dict) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    np.savez(asked["target"], **probe(asked))
+    for one, target in zip(asked["configs"], asked["targets"]):
+        np.savez(target, **probe(one, asked["double"], asked["root"]))

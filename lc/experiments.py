@@ -5,7 +5,8 @@ initial training and `cascade_epochs` after it. LC, DSN (LC at rho = 1: Sec. 4.1
 initial weights; IRNet and MC, which have no such common start, train from the beginning within one run. MC trains each stage
 for half the epochs: a stage costs less than the network, so this is about the same computing time.
 
-Beside the paper's own runs there are groups: `why` changes one thing of LC's cascade training at a time, `systems` are the
+Beside the paper's own runs there are groups: `why` changes one thing of LC's cascade training at a time (`pretraining` is what one of
+its changes starts from), `systems` are the
 networks that the paper compares with, `networks` is LC on other backbones, `seeds` repeats the main runs.
 """
 import os
@@ -43,7 +44,7 @@ class Profile:
     lr: float
     cascade_lr: float
     epoch_seconds: float
-    groups: tuple[str, ...] = ("paper", "studies", "why", "systems", "networks")
+    groups: tuple[str, ...] = ("paper", "studies", "why", "pretraining", "systems", "networks")
     seeds: tuple[int, ...] = (0,)                   # the first is that of all runs; the main ones are repeated with the others
     freeze_bn: bool = False                         # also in initial training, which then needs pretrained weights
 
@@ -157,8 +158,9 @@ def _why(p: Profile) -> list[Experiment]:
     best = _tuned(p, rho, initial)
     halos = [Experiment(f"lc-halo-{k}", f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)),
                         0, group="why", control="dsn") for k in (1, 2, 4)]
-    reading = Experiment("lc-dense-read", "LC, windows read the stage's input outside the region", replace(best, model=replace(p.model, reading="dense")),
-                         0, sweep=False, group="why", control="dsn")
+    readings = [Experiment(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading)), 0, sweep=False,
+                           group="why", control="dsn") for name, reading, what in (("lc-dense-read", "dense", "the stage's input"),
+                ("lc-features", "features", "features of the stage before"), ("lc-interpolated", "interpolated", "an interpolation of the region"))]
     changes = {"long": ("twice the cascade epochs", {"epochs": 2 * p.cascade_epochs}), "fast": ("four times the learning rate", {"lr": 4 * p.cascade_lr}),
                "slow": ("a quarter of the learning rate", {"lr": p.cascade_lr / 4}), "bn": ("batch norm not frozen", {"freeze_bn": False})}
     pairs = [Experiment(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, at, initial, **change), 0, sweep=False, group="why",
@@ -167,7 +169,19 @@ def _why(p: Profile) -> list[Experiment]:
     everywhere = [Experiment(name, f"LC, later stages compute every cell; easy ones keep {weight:g} of the loss", replace(
         _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE)), 0, sweep=False, group="why", control="dsn")
         for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
-    return [*halos, reading, *everywhere, *pairs]
+    return [*halos, *readings, *everywhere, *pairs, *_pretrained(p)]
+
+
+def _pretrained(p: Profile) -> list[Experiment]:
+    """DSN and LC whose initial training does not begin at random: half as long on procedural images before, where nothing else is to be had."""
+    if p.model.weights or p.data.name == "shapes":
+        return []
+    first = replace(_initial(p, p.seeds[0]), data=DataConfig("shapes"), train=replace(p.train, crop=(128, 128)), phases=(Phase(p.epochs // 2, p.lr),))
+    initial = replace(_initial(p, p.seeds[0]), start=first)
+    return [Experiment("pretraining", "initial training on procedural images", first, 0, sweep=False, group="pretraining"),
+            Experiment("initial-pretrained", "initial training from these weights", initial, 0, sweep=False, group="pretraining"),
+            *(Experiment(f"{row}-pretrained", f"{row.upper()}, pretrained on procedural images", _tuned(p, rho, initial), 0, sweep=False, group="why",
+                         control=control) for row, rho, control in (("dsn", 1.0, "dsn"), ("lc", float(BEST_RHO), "dsn-pretrained")))]
 
 
 def _systems(p: Profile) -> list[Experiment]:

@@ -4,11 +4,15 @@ The contract. Let M be the region, x the input map, y the output.
 - y(p) for p in M is the ordinary, "same"-padded, stride-1 convolution (or max pooling) at p.
 - y is zero outside M ("the values of the other region are directly set as zeros"). Every layer keeps this: batch norm
   and activations act on the pixels of M only. In a residual sum I + conv(I) the outside is therefore copied from I.
-- What a window that reaches over the border of M reads there is where the paper is silent. Two readings:
-  "zero"   neighbours outside M count as zero. The field calls this a submanifold sparse convolution.
-  "dense"  neighbours outside M are read from the map that entered the stage, as long as residual sums carry it along;
-           behind any convolution the outside is zero again, so the readings differ only for a stage's first wide layer
-           and for pooling. In IRNet-B and -C every branch starts with a 1x1 convolution and both readings agree.
+- What a window that reaches over the border of M reads there is where the paper is silent. Two readings of it, and two that
+  later work suggests (for the study of page Why: they cost time outside M):
+  "zero"          neighbours outside M count as zero. The field calls this a submanifold sparse convolution.
+  "dense"         neighbours outside M are read from the map that entered the stage, as long as residual sums carry it along;
+                  behind any convolution the outside is zero again, so the readings differ only for a stage's first wide layer
+                  and for pooling. In IRNet-B and -C every branch starts with a 1x1 convolution and both readings agree.
+  "features"      as "dense", but a 1x1 convolution that reads this map is computed outside M too, with the batch norm and
+                  activation behind it: the wide window next in the branch sees what the stage before would have it see.
+  "interpolated"  every wide window and pool finds the mean of the nearby pixels of M there (`interpolated`).
 
 The compact form writes the P pixels of the whole batch as an image of R = h w >= P pixels (1, C, h, w), channels last, i.e. an R x C matrix
 (lc.region.Region says what R is; what lies behind P is never read). On it 1x1 convolutions are the ordinary ones, as are batch norm, activations,
@@ -16,7 +20,7 @@ sums, concatenation and dropout. Wider windows gather their neighbours through t
 through unmodified modules: a stage given a tensor is dense, given a RegionTensor it computes those pixels only.
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +28,8 @@ from torch import Tensor
 
 from lc.region import WIDTH, Region, _pair
 
-READINGS = ("zero", "dense")
+READINGS = ("zero", "dense", "features", "interpolated")
+REACH = 3  # cells, of `interpolated`: windows of 7x7
 
 
 def region_conv2d_reference(x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None = None, dilation=1,
@@ -35,7 +40,21 @@ def region_conv2d_reference(x: Tensor, mask: Tensor, weight: Tensor, bias: Tenso
     """
     inside = mask[:, None].to(x.dtype)
     padding = [d * (k // 2) for k, d in zip(weight.shape[2:], _pair(dilation))]
-    return F.conv2d(x * inside if reading == "zero" else x, weight, bias, padding=padding, dilation=dilation) * inside
+    read = x * inside if reading == "zero" else interpolated(x, mask) if reading == "interpolated" else x
+    return F.conv2d(read, weight, bias, padding=padding, dilation=dilation) * inside
+
+
+def interpolated(x: Tensor, mask: Tensor) -> Tensor:
+    """x inside M; outside, the mean of the pixels of M up to REACH rows and columns away, weighted by exp(-distance^2 / 2); zero where there are none.
+
+    x: (N, C, H, W); mask: (N, H, W) bool. After Xie et al. (ECCV 2020) and ADP-C (Liu et al., ICLR 2022), whose 7x7 kernel this is with a fixed
+    width, and divided by the weights of the pixels that are in M.
+    """
+    inside, channels = mask[:, None].to(x.dtype), x.shape[1] + 1
+    sums, near = torch.cat([x * inside, inside], 1), torch.exp(torch.arange(-REACH, REACH + 1, device=x.device).to(x.dtype) ** 2 / -2)
+    for shape, padding in (((-1, 1), (REACH, 0)), ((1, -1), (0, REACH))):
+        sums = F.conv2d(sums, near.view(1, 1, *shape).expand(channels, -1, -1, -1), padding=padding, groups=channels)
+    return torch.where(mask[:, None], x, sums[:, :-1] / sums[:, -1:].clamp(min=1e-6))
 
 
 def _take(rows: Tensor, table: Tensor, extra: tuple[float, float] = (0.0, 0.0)) -> Tensor:
@@ -113,19 +132,20 @@ def region_conv2d(x: "RegionTensor", weight: Tensor, bias: Tensor | None = None,
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     kernel = tuple(weight.shape[2:])
-    if x.outside is None or kernel == (1, 1):
-        return x.with_rows(_CompactConv.apply(rows, None if kernel == (1, 1) else x.region.table(kernel, dilation), weight, bias))
-    around = x.region.scatter(rows, x.outside).permute(0, 2, 3, 1).flatten(0, 2)  # (N*H*W, C)
+    around = None if kernel == (1, 1) else x.around(rows)
+    if around is None:
+        out = x.with_rows(_CompactConv.apply(rows, None if kernel == (1, 1) else x.region.table(kernel, dilation), weight, bias))
+        carried = kernel == (1, 1) and x.reading == "features"
+        return replace(out, outside=F.conv2d(x.outside, weight, bias), reading="dense") if carried else out
     windows = _windows(around, x.region.table(kernel, dilation, dense=True))
     return x.with_rows(_product(windows, weight.permute(0, 2, 3, 1).flatten(1), bias))
 
 
 def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
     """Max pooling over M, stride 1: neighbours outside the image never win, those outside M count as the reading says."""
-    extra = (0.0, float("-inf"))
-    if x.outside is None:
+    extra, around = (0.0, float("-inf")), x.around(x.rows)
+    if around is None:
         return x.with_rows(_CompactMaxPool.apply(x.rows, x.region.table(kernel, dilation)))
-    around = x.region.scatter(x.rows, x.outside).permute(0, 2, 3, 1).flatten(0, 2)
     return x.with_rows(_take(around, x.region.table(kernel, dilation, dense=True), extra).max(dim=1).values)
 
 
@@ -133,21 +153,24 @@ def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
 class RegionTensor:
     """The pixels of a region, standing in for the map (N, C, H, W) they were cut from.
 
-    values: (1, C, h, w), channels last; region: where they lie; outside: (N, C, H, W) map read outside M, None for zeros.
+    values: (1, C, h, w), channels last; region: where they lie; outside: (N, C, H, W) map read outside M, None for zeros;
+    reading: how the next layers treat the outside.
     """
     values: Tensor
     region: Region
     outside: Tensor | None = None
+    reading: str = "zero"
 
     @classmethod
     def select(cls, x: "Tensor | RegionTensor", region: Region, reading: str = "zero") -> "RegionTensor":
         """Cut `region` out of a dense map, or out of a RegionTensor whose region contains it."""
+        carried = reading in ("dense", "features")
         if isinstance(x, RegionTensor):
             rows = region.fill(x.rows.index_select(0, region.rows_in(x.region)))
-            outside = x.dense() if reading == "dense" else None
+            outside = x.dense() if carried else None
         else:
-            rows, outside = region.gather(x), x if reading == "dense" else None
-        return cls(_as_image(rows), region, outside)
+            rows, outside = region.gather(x), x if carried else None
+        return cls(_as_image(rows), region, outside, reading)
 
     @property
     def rows(self) -> Tensor:
@@ -182,8 +205,18 @@ class RegionTensor:
         return self.region.scatter(self.rows, self.outside)
 
     def with_rows(self, rows: Tensor) -> "RegionTensor":
-        """The output (R, O) of a layer on the same region; its outside is zero."""
-        return RegionTensor(_as_image(rows), self.region)
+        """The output (R, O) of a layer on the same region; its outside is zero, or to be interpolated."""
+        return RegionTensor(_as_image(rows), self.region, None, self.reading if self.reading == "interpolated" else "zero")
+
+    def around(self, rows: Tensor) -> Tensor | None:
+        """(N*H*W, C): the map that windows read, with `rows` inside M; None where it is zero outside."""
+        if self.reading == "interpolated":
+            dense = interpolated(self.region.scatter(rows), self.region.mask)
+        elif self.outside is None:
+            return None
+        else:
+            dense = self.region.scatter(rows, self.outside)
+        return dense.permute(0, 2, 3, 1).flatten(0, 2)
 
     __add__ = __radd__ = lambda self, other: torch.add(self, other)
     __mul__ = __rmul__ = lambda self, other: torch.mul(self, other)
@@ -228,8 +261,10 @@ def _batch_norm(input, running_mean, running_var, weight=None, bias=None, traini
     training = training and len(input.region) > 1  # statistics of fewer than two pixels do not exist
     rest = (running_mean, running_var, weight, bias, training, momentum, eps)
     if training and input.region.padded:  # the statistics are those of the region's own pixels
-        return input.with_rows(input.region.fill(F.batch_norm(input.rows[:len(input.region)], *rest)))
-    return RegionTensor(F.batch_norm(input.values, *rest), input.region)
+        out = input.with_rows(input.region.fill(F.batch_norm(input.rows[:len(input.region)], *rest)))
+    else:
+        out = replace(input, values=F.batch_norm(input.values, *rest), outside=None)
+    return out if input.outside is None else replace(out, outside=F.batch_norm(input.outside, *rest[:4], False, 0.0, eps))
 
 
 def _dropout(input, p=0.5, training=True, inplace=False) -> RegionTensor:
@@ -252,7 +287,8 @@ def _pointwise(func: Callable, args: tuple, kwargs: dict) -> RegionTensor:
     carried = any(part.outside is not None for part in parts)
     zeros = lambda part: part.values.new_zeros(()).expand(part.shape)
     outside = on(lambda part: zeros(part) if part.outside is None else part.outside) if carried else None
-    return RegionTensor(on(lambda part: part.values), region, outside)
+    reading = "features" if any(part.reading == "features" for part in parts) else parts[0].reading
+    return RegionTensor(on(lambda part: part.values), region, outside, reading)
 
 
 _WINDOWED = {torch.conv2d: _conv2d, F.conv2d: _conv2d, F.max_pool2d: _max_pool2d, torch.max_pool2d: _max_pool2d,

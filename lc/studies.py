@@ -18,6 +18,7 @@ from lc.paper import published
 
 BANDS = tuple(range(1, 21))       # pixels either side of an object boundary
 HALOS = (0, 1, 2, 4, 8)           # cells by which a region is grown for computing
+OUTSIDE = {"dense": "the stage's input", "features": "features of the stage before", "interpolated": "an interpolation"}
 BINS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.985, 0.995, 0.999, 1.0)
 DEPTHS = (1, 2, 3, 5, 9)          # cells to the nearest cell that left early; each starts a band
 PAIRS = tuple((a, b) for a in (0.8, 0.9, 0.95, 0.985, 1.0) for b in (0.8, 0.9, 0.95, 0.985, 1.0))  # rho of stage 1, of stage 2
@@ -72,8 +73,8 @@ def difficulty(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rh
 
 
 def context(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: float) -> tuple[dict, dict]:
-    """What a region reads outside itself, changed at test time only: zeros, the stage's input, a halo of k cells, everything."""
-    variants = [("zero", h) for h in (*HALOS, EVERYWHERE)] + [("dense", 0)]
+    """What a region reads outside itself, changed at test time only: zeros, a halo of k cells, everything, or another reading (lc.region_conv)."""
+    variants = [("zero", h) for h in (*HALOS, EVERYWHERE)] + [(reading, 0) for reading in OUTSIDE]
     confusions, computed = [], []
     for network in (model, dsn):
         before = network.reading, network.halo
@@ -86,7 +87,7 @@ def context(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: 
             confusions.append(np.concatenate(counts))
             computed.append((active / cells).tolist())
         network.reading, network.halo = before
-    names = ["everything" if h == EVERYWHERE else "the stage's input" if r == "dense" else f"halo {h}" if h else "zeros" for r, h in variants]
+    names = ["everything" if h == EVERYWHERE else OUTSIDE.get(r) or (f"halo {h}" if h else "zeros") for r, h in variants]
     return ({"variants": names, "networks": ["LC", "DSN"], "computed": computed, "miou": [float(metrics.miou(c.sum(0))) for c in confusions]},
             {"confusions": np.stack(confusions).astype(np.int32)})
 

@@ -106,7 +106,8 @@ class Trainer:
         torch.manual_seed(self.run.seed)
         self.model = build(self.data.num_classes, **asdict(self.run.model))
         if self.start is not None:
-            self.model.load_state_dict({**self.model.state_dict(), **self.start})  # what the start lacks (CRF-RNN's head) stays new
+            new = self.model.state_dict()  # what the start lacks (CRF-RNN's head), or has for other classes, stays new
+            self.model.load_state_dict({**new, **{k: v for k, v in self.start.items() if k not in new or v.shape == new[k].shape}})
         self.amp = autocast_dtype(self.run.train.amp, self.device)
         self.format = training_format(self.amp, self.device)
         self.model.to(self.device, memory_format=self.format)

@@ -4,6 +4,7 @@ import torch
 
 from lc.cascade import build_irnet_lc, cells_to_pixels, undecided, upsample
 from lc.errors import InputError, check_rho
+from lc.region_conv import READINGS
 from lc.train import stage_loss
 
 
@@ -70,7 +71,7 @@ def test_full_region_equals_dense(model, images):
     torch.testing.assert_close(out.log_probs, model(images, 1.0).log_probs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("reading", ["zero", "dense"])
+@pytest.mark.parametrize("reading", READINGS)
 @torch.no_grad()
 def test_batched_equals_single(model, images, reading):
     """Images of one batch do not see each other, though their pixels share one matrix and their counts differ."""

@@ -68,5 +68,27 @@ def test_a_change_is_not(forked):
 def test_a_commit_that_is_not_here(forked):
     """A shallow clone cannot compare."""
     fake_record("smoke", "dsn", commit="d" * 40, source_hash="f" * 10)
-    with pytest.raises(InputError, match="commit dddddddddd, which made dsn-.* is not in this clone"):
+    with pytest.raises(InputError, match="commit dddddddddd, which made or last proved dsn-.* is not in this clone"):
         equivalence.check("smoke", None)
+
+
+def commit_all(house):
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "next"], cwd=house, check=True)
+
+
+def test_a_second_proof_begins_at_the_first(forked, monkeypatch):
+    """Proved at one commit, compared from there: differences add up. A tree that is not committed is nothing to begin from."""
+    asked = []
+    monkeypatch.setattr(equivalence, "differences", lambda group, commit, root: asked.append(commit) or {group[0].path.stem: 2e-12})
+    made, head = record(forked), lambda: records.provenance("")["commit"]
+    for number, total in enumerate((2e-12, 4e-12, 6e-12)):
+        edit(forked, "train.py", "total = " + "0 + " * number + "out.log_probs", "total = " + "0 + " * (number + 1) + "out.log_probs")
+        if number < 2:
+            commit_all(forked)
+        assert made.stale and len(equivalence.check("smoke", None)) == 1 and not made.stale
+        proof = records.equivalents()[made["source_hash"]]
+        assert proof["difference"] == pytest.approx(total) and proof["shown_for"] == (head() if number < 2 else "")
+        asked.append(head())
+    assert asked[0] == made["commit"] and asked[2] == asked[1] and asked[4] == asked[3], "each comparison begins at the commit of the last"
+    edit(forked, "train.py", "total = 0 + 0 + 0 + out", "total = 0 + out")
+    assert [*equivalence._by_proof([made])] == [(made["commit"], 0.0)]

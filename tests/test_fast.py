@@ -19,6 +19,7 @@ from lc.cascade import build_irnet_lc
 from lc.config import ModelConfig
 from lc.errors import InputError
 from lc.networks import build
+from lc.region_conv import READINGS
 from lc.speed import bench, cost, opponents, timing
 from lc.speed import fast as fast_module
 from lc.speed.fast import FastMixed, FastResidual, prepare
@@ -262,11 +263,12 @@ def test_bad_videos(arguments, message, tmp_path, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("name", READINGS[1:])
 @torch.no_grad()
-def test_dense_reading_is_kept(model):
-    """A cascade that reads the dense map outside its regions is folded, not changed."""
+def test_other_readings_are_kept(model, name):
+    """A cascade that reads more than zeros outside its regions is folded, not changed."""
     reading = copy.deepcopy(model)
-    reading.reading = "dense"
+    reading.reading = name
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     rho = float(model(x, 1.0, depth=1).probs.amax(1).quantile(0.5))
     torch.testing.assert_close(prepare(reading)(x, rho).probs, reading(x, rho).probs, atol=2e-5, rtol=1e-4)

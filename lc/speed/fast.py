@@ -34,10 +34,10 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends
 
 def prepare(model: LayerCascade) -> LayerCascade:
     """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone. Regions that
-    read the dense map outside themselves have no faster form: their batch norms are folded, no more."""
+    read anything but zeros outside themselves have no faster form: their batch norms are folded, no more."""
     model = fold(model)
     model.stages[0] = _dense(model.stages[0])
-    if model.reading == "dense":
+    if model.reading != "zero":
         return model
     for number, stage in enumerate(model.stages[1:], start=1):
         model.stages[number] = FastStage(OrderedDict((name, quick(part)) for name, part in stage.named_children()))
