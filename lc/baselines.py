@@ -109,26 +109,34 @@ class MeanField(nn.Module):
         self.compatibility = nn.Parameter(torch.eye(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        unary, image = x[:, :-3].float(), x[:, -3:].float()
-        kernels = self._kernels(F.avg_pool2d(image, CRF_STRIDE, ceil_mode=True))
-        logits = unary
-        for _ in range(5 if self.training else 10):
-            beliefs = F.avg_pool2d(logits.softmax(1), CRF_STRIDE, ceil_mode=True)
-            flat = beliefs.flatten(2).mT  # (N, P, K)
-            message = sum(w * (kernel @ flat) for w, kernel in zip(self.weight, kernels)) @ self.compatibility
-            message = message.mT.unflatten(2, beliefs.shape[2:])
-            logits = unary + F.interpolate(message, unary.shape[2:], mode="bilinear", align_corners=False)
-        return logits
+        half = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if half else torch.float32
+        with torch.autocast(x.device.type, enabled=False):  # else both kernels are cast in every iteration
+            unary, image = x[:, :-3].float(), x[:, -3:].float()
+            filters = [(kernel.to(dtype), scale) for kernel, scale in self._filters(F.avg_pool2d(image, CRF_STRIDE, ceil_mode=True))]
+            logits = unary
+            for _ in range(5 if self.training else 10):
+                beliefs = F.avg_pool2d(logits.softmax(1), CRF_STRIDE, ceil_mode=True)
+                flat = beliefs.flatten(2).mT  # (N, P, K)
+                messages = [w * scale * (kernel @ (scale * flat).to(dtype)).float() for w, (kernel, scale) in zip(self.weight, filters)]
+                message = (sum(messages) @ self.compatibility).mT.unflatten(2, beliefs.shape[2:])
+                logits = unary + F.interpolate(message, unary.shape[2:], mode="bilinear", align_corners=False)
+            return logits
 
     @staticmethod
     @torch.no_grad()
-    def _kernels(image: Tensor) -> list[Tensor]:
-        """(N, P, P) bilateral and spatial kernels, symmetrically normalised."""
+    def _filters(image: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Bilateral (N, P, P) and spatial (1, P, P) Gaussian kernels, each with the (., P, 1) scale that normalises it symmetrically."""
         n, _, h, w = image.shape
-        at = CRF_STRIDE * torch.cartesian_prod(torch.arange(h), torch.arange(w)).to(image).expand(n, -1, -1)
-        seen = torch.cat([at / CRF_XY, image.flatten(2).mT / CRF_RGB], 2)
-        kernels = [torch.exp(-0.5 * torch.cdist(f, f).square()) for f in (seen, at / CRF_NEAR)]
-        return [k * k.sum(2, keepdim=True).rsqrt() * k.sum(1, keepdim=True).rsqrt() for k in kernels]
+        at = CRF_STRIDE * torch.cartesian_prod(torch.arange(h), torch.arange(w)).to(image)[None]
+        seen = torch.cat([at.expand(n, -1, -1) / CRF_XY, image.flatten(2).mT / CRF_RGB], 2)
+        found = []
+        for points in (seen, at / CRF_NEAR):
+            points = points - points.mean(1, keepdim=True)
+            half, one = points.square().sum(2, keepdim=True) / -2, torch.ones_like(points[..., :1])
+            kernel = (torch.cat([points, half, one], 2) @ torch.cat([points, one, half], 2).mT).exp_()  # exp(-|p - q|^2 / 2), in one product
+            found.append((kernel, kernel.sum(2, keepdim=True).rsqrt()))
+        return found
 
 
 def fcn8s(num_classes: int, width: float, weights: str) -> System:

@@ -4,10 +4,11 @@ from dataclasses import asdict
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lc import networks
-from lc.baselines import SYSTEMS, MeanField
+from lc.baselines import CRF_NEAR, CRF_RGB, CRF_STRIDE, CRF_XY, SYSTEMS, MeanField
 from lc.config import ModelConfig
 from lc.errors import InputError
 from lc.experiments import catalogue
@@ -171,3 +172,24 @@ def test_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(InputError, match="could not be fetched .no route to host.*model.weights=FILE"):
         networks.resnet101(weights="imagenet")
+
+
+def test_mean_field_against_all_pairs():
+    """CRF-RNN's ten iterations against plain sums over all pairs of grid points, in double precision; half precision stays close."""
+    torch.manual_seed(0)
+    layer, x = MeanField(5).eval(), torch.randn(2, 8, 24, 32)
+    unary, image = x[:, :-3].double(), F.avg_pool2d(x[:, -3:].double(), CRF_STRIDE)
+    at = CRF_STRIDE * torch.stack(torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij"), -1).reshape(-1, 2).double()
+    apart = lambda points: (points[:, None] - points).square().sum(-1) / 2
+    logits = unary.clone()
+    for n in range(2):
+        kernels = [torch.exp(-apart(at / CRF_XY) - apart(image[n].flatten(1).T / CRF_RGB)), torch.exp(-apart(at / CRF_NEAR))]
+        kernels = [k / (k.sum(0, keepdim=True) * k.sum(1, keepdim=True)).sqrt() for k in kernels]
+        for _ in range(10):
+            beliefs = F.avg_pool2d(logits[n].softmax(0)[None], CRF_STRIDE)[0].flatten(1)
+            message = (4 * beliefs @ kernels[0] + 3 * beliefs @ kernels[1]).view(1, 5, 6, 8)
+            logits[n] = unary[n] + F.interpolate(message, (24, 32), mode="bilinear", align_corners=False)[0]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=False):
+        torch.testing.assert_close(layer(x).double(), logits, rtol=1e-4, atol=1e-4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert (layer(x) - logits).abs().max() < 0.1
