@@ -28,10 +28,10 @@ reproduce: python-fits ## everything: set-up, data, missing runs, book   [PROFIL
 	@profile=$$($(PYTHON) -m lc plan $(if $(PROFILE),--profile $(PROFILE)) --only name) && \
 	 $(MAKE) -s $(READY) && \
 	 $(MAKE) -s runs PROFILE=$$profile && \
-	 $(MAKE) -s pages PROFILE=$$profile
+	 $(MAKE) -s -j 2 pages PROFILE=$$profile
 
 book: $(READY) ## render the committed evidence, train nothing   [PROFILE=...]
-	@$(MAKE) -s pages PROFILE=$(or $(PROFILE),$(EVIDENCE))
+	@$(MAKE) -s -j 2 pages PROFILE=$(or $(PROFILE),$(EVIDENCE))
 
 notebook: $(READY) ## rerun one chapter with another threshold: NB=rho RHO=0.97   [PROFILE=...]
 	@test -n "$(NB)" || { echo "make notebook needs NB=<name>, one of: $(CHAPTERS)"; exit 2; }

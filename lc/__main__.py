@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from lc import experiments, paths, records
+from lc import experiments, machine, paths, records
 from lc.errors import InputError, check_rho
 
 
@@ -22,8 +22,7 @@ def _resolve(name: str | None) -> tuple[str, str]:
 def _device(name: str):
     """The device to compute on; from then on the process keeps its memory."""
     import torch
-    from lc.speed.fast import keep_memory
-    keep_memory()
+    machine.keep_memory()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -46,7 +45,7 @@ def plan(args) -> None:
         print(f"All {len(every)} runs have their records; nothing is trained.")
     else:
         print(f"{len(todo)} of {len(every)} runs are missing: {', '.join(e.name for e in todo)}.")
-        print(f"Training takes about {sum(e.minutes for e in todo):.0f} minutes on {profile.made_for.split(',')[0]}; the book about 2 more.")
+        print(f"Training takes about {sum(e.minutes for e in todo) / machine.jobs():.0f} minutes on {profile.made_for.split(',')[0]}, {machine.jobs()} at a time; the book about 2 more.")
     for entry in every.values():
         record = records.find(entry)
         if record and record.stale:
@@ -70,6 +69,8 @@ def list_(args) -> None:
 def run(args) -> None:
     """Make every record that is missing, and the timings if there are none."""
     name, _ = _resolve(args.profile)
+    if args.jobs < 1:
+        raise InputError(f"--jobs must be at least 1, got {args.jobs}")
     chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
     found = {entry.name: records.find(entry) for entry in chosen}
     todo = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
@@ -80,8 +81,8 @@ def run(args) -> None:
     from lc import runs
     from lc.speed import bench
     device = _device(args.device)
-    print(f"device: {runs.device_name(device)}; data set: {experiments.profile(name).data.name}, looked for under {paths.data_root(args.data)}")
-    runs.run_all(todo, args.data, device, args.workers)
+    print(f"device: {machine.device_name(device)}; data set: {experiments.profile(name).data.name}, looked for under {paths.data_root(args.data)}")
+    runs.run_all(todo, args.data, device, args.workers, args.jobs)
     for kind in timings:
         print(bench.run(name, f"lc-{experiments.BEST_RHO}", args.data, device) if kind == "cascade" else bench.systems(name, device=device))
 
@@ -220,17 +221,18 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, call, *options: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=call.__doc__.split("\n")[0], description=call.__doc__)
         sub.set_defaults(call=call)
-        workers = min(16, experiments.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
+        workers = min(16, machine.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
         shared = {"profile": dict(help="one of " + ", ".join(experiments.PROFILES)), "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
                   "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),
-                  "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)")}
+                  "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)"),
+                  "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, each on its share of the cores (default: up to 4, with a GPU 1)")}
         for option in options:
             sub.add_argument(f"--{option}", **shared[option])
         return sub
 
     add("plan", plan, "profile").add_argument("--only", choices=("name", "dataset", "count"))
     add("list", list_, "profile")
-    sub = add("run", run, "profile", "data", "device", "workers")
+    sub = add("run", run, "profile", "data", "device", "workers", "jobs")
     sub.add_argument("experiments", nargs="*", help="only these (default: every missing one)")
     sub.add_argument("--again", action="store_true", help="also remake stale records")
     sub = add("train", train, "profile", "data", "device", "workers")

@@ -9,7 +9,6 @@ Beside the paper's own runs there are groups: `why` changes one thing of LC's ca
 its changes starts from), `systems` are the
 networks that the paper compares with, `networks` is LC on other backbones, `seeds` repeats the main runs.
 """
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ STUDIES = {  # name: the module that holds it, title
 @dataclass(frozen=True)
 class Profile:
     """One data set, one network, one budget. tier: smoke (checks the plumbing), stand-in (real training, not the paper's
-    data), full (the paper's data and protocol). epoch_seconds: a dense epoch on the machine the profile is made for."""
+    data), full (the paper's data and protocol). epoch_seconds: a dense epoch on the machine the profile is made for, as many at a time as machine.jobs() says."""
     name: str
     tier: str
     made_for: str
@@ -70,13 +69,13 @@ PROFILES = {p.name: p for p in (
     Profile("smoke", "smoke", "tests: the whole chain in about two minutes on 2 cores", DataConfig("shapes", 0.5, limit=12),
             ModelConfig(width=0.125, blocks=(1, 1, 1), head_width=16), TrainConfig(batch_size=6, crop=(64, 64)),
             epochs=2, cascade_epochs=1, lr=3e-3, cascade_lr=1e-3, epoch_seconds=0.5),
-    Profile("shapes", "stand-in", "2 cores, no download", DataConfig("shapes"),
+    Profile("shapes", "stand-in", "2 cores, no download", DataConfig("shapes", limit=400),
             ModelConfig(width=0.125, blocks=(1, 2, 1), head_width=32), TrainConfig(batch_size=16, crop=(128, 128), jitter=0.2),
-            epochs=7, cascade_epochs=2, lr=6e-3, cascade_lr=2e-3, epoch_seconds=6),
+            epochs=7, cascade_epochs=2, lr=6e-3, cascade_lr=2e-3, epoch_seconds=9),
     Profile("camvid-lite", "stand-in", "2 cores", DataConfig("camvid", scale=0.5),
             ModelConfig(width=0.25, blocks=(2, 3, 2), head_width=64),
             TrainConfig(crop=(180, 240), scales=(0.9, 1.2), balance="median", ema=0.995, weight_decay=0.03),
-            epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=16),
+            epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=35),
     Profile("camvid", "stand-in", "one GPU", DataConfig("camvid"), ModelConfig(),
             TrainConfig(crop=(360, 480), scales=(0.75, 1.5), balance="median", ema=0.995, weight_decay=0.03),
             epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6, seeds=(0, 1, 2)),
@@ -234,8 +233,3 @@ def experiment(profile_name: str, name: str) -> Experiment:
     if name not in entries:
         raise InputError(f"unknown experiment {name!r} of profile {profile_name}; experiments: {', '.join(entries)}")
     return entries[name]
-
-
-def threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

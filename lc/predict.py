@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lc import paths, runs
+from lc import machine, paths
 from lc.report import plots
 from lc.speed import cost, fast, timing
 from lc.cascade import CascadeOutput, cells_to_pixels, upsample
@@ -153,7 +153,7 @@ def video(source: Path, out: Path, model: nn.Module, spec: Spec, rho: float, tar
         Image.fromarray(np.concatenate([pictures["labels"], pictures["stages"]], axis=1)).save(out / f"{name}.png")
         seconds.append(found.seconds)
     print(f"dense {dense:.1f} FPS | LC at rho = {rho:g} {rates[rho]:.1f} FPS on the first {len(first)} frames, {len(seconds) / sum(seconds):.1f} over all "
-          f"{len(seconds)}; network alone, {runs.device_name(next(model.parameters()).device)}")
+          f"{len(seconds)}; network alone, {machine.device_name(next(model.parameters()).device)}")
 
 
 def stage_pictures(model: nn.Module, image: np.ndarray, label: np.ndarray, rho: float, spec: Spec) -> list[np.ndarray]:

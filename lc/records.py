@@ -123,7 +123,7 @@ def write(entry: Experiment, values: dict, arrays: dict, history: str = "") -> R
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same
     part.write_bytes(content)
     os.replace(part, path)
 

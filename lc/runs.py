@@ -3,7 +3,10 @@ import importlib
 import io
 import shutil
 import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +15,16 @@ from safetensors.torch import load_file
 
 from lc import paths, records
 from lc.cascade import LayerCascade
-from lc.config import RunConfig
+from lc.config import DataConfig, RunConfig
 from lc.data import IGNORE, SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
-from lc.experiments import STUDIES, Experiment, catalogue, experiment, threads
+from lc.experiments import STUDIES, Experiment, catalogue, experiment
+from lc.machine import device_name, keep_memory, threads
 from lc.paper import columns
 from lc.train import Trainer, load_model, save_weights
 
 EXAMPLES = 3
-
-
-def device_name(device: torch.device) -> str:
-    """The device as records name it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        model = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = "CPU"
-    return f"{model}, {threads()} cores"
 
 
 def weights_path(name: str, run: RunConfig) -> Path | None:
@@ -56,21 +48,63 @@ def _name_of(run: RunConfig) -> str:
     return next(entry.name for entry in catalogue(run.profile).values() if entry.run == run)
 
 
-def run_all(todo: list[Experiment], root, device: torch.device, workers: int = 0) -> None:
-    """Make the records of `todo`, one after the other."""
-    for position, entry in enumerate(todo, start=1):
-        left = sum(e.minutes for e in todo[position - 1:])
-        print(f"[{position}/{len(todo)}] {entry.run.profile}/{entry.name}: {entry.title}; about {entry.minutes:.0f} min, "
-              f"all that is left {left:.0f} min", flush=True)
-        execute(entry, root, device, workers)
+def run_all(todo: list[Experiment], root, device: torch.device, workers: int = 0, jobs: int = 1) -> None:
+    """Make the records of `todo`, `jobs` at a time, each in a process of its own with its share of the cores. A run waits for what it starts
+    from. After an error no run is begun; those under way end, and the error is raised."""
+    todo = _with_starts(todo)
+    waiting, running = {entry.name: entry for entry in todo}, {}
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs),)) if jobs > 1 else ThreadPoolExecutor(1) as pool:
+        while waiting or running:
+            free = [entry for entry in waiting.values() if not needs(entry) & (waiting.keys() | set(running.values()))]
+            for entry in free[:jobs - len(running)]:
+                left = sum(e.minutes for e in waiting.values()) / jobs
+                print(f"[{len(todo) - len(waiting) + 1}/{len(todo)}] {entry.run.profile}/{entry.name}: {entry.title}; about {entry.minutes:.0f} min, "
+                      f"all that is left {left:.0f} min{f', {jobs} at a time' if jobs > 1 else ''}", flush=True)
+                running[pool.submit(execute, waiting.pop(entry.name), root, device, workers)] = entry.name
+            for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[ended]
+                ended.result()
+
+
+def _with_starts(todo: list[Experiment]) -> list[Experiment]:
+    """`todo`, each behind the runs that it starts from and whose weights are not here."""
+    queue: dict[str, Experiment] = {}
+
+    def add(entry: Experiment) -> None:
+        start = None if entry.study else entry.run.start
+        if start is not None and weights_path(_name_of(start), start) is None:
+            add(catalogue(start.profile)[_name_of(start)])
+        queue.setdefault(entry.name, entry)
+
+    for entry in todo:
+        add(entry)
+    return [*queue.values()]
+
+
+def _take_share(cores: int) -> None:
+    """What a process does first that makes runs beside others."""
+    torch.set_num_threads(cores)
+    keep_memory()
+
+
+def needs(entry: Experiment) -> set[str]:
+    """Names of the runs that must be made before this one."""
+    before = [entry.run] if entry.study else [entry.run.start, entry.run.dropout_like]
+    return {_name_of(run) for run in before if run} | ({"dsn"} if entry.study else set())
+
+
+@lru_cache(maxsize=8)
+def _split(data: DataConfig, split: str, root) -> SegmentationSet:
+    """A split, with the images that it keeps in memory, for all runs of a process."""
+    return SegmentationSet(data, split, root)
 
 
 def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> records.Record:
     """Train one run to its end (or go on with it), evaluate it and write its record."""
     if entry.study:
         return study(entry, root, device)
-    train = SegmentationSet(entry.run.data, "train", root)
-    splits = {split: SegmentationSet(entry.run.data, split, root) for split in ("val", "test") if split in train.spec.counts}
+    train = _split(entry.run.data, "train", root)
+    splits = {split: _split(entry.run.data, split, root) for split in ("val", "test") if split in train.spec.counts}
     made_on = records.provenance(device_name(device), *records.modules(entry.run.model.network))
     started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
     folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
@@ -106,7 +140,7 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
 def study(entry: Experiment, root, device: torch.device) -> records.Record:
     """Evaluate finished weights as lc.studies says, on the validation split, and write a record of that."""
     clock, run = time.perf_counter(), entry.run
-    data = SegmentationSet(run.data, "val", root)
+    data = _split(run.data, "val", root)
     model, dsn = (trained(run.profile, name, device)[0] for name in (_name_of(run), "dsn"))
     module, _ = STUDIES[entry.study]
     values, arrays = importlib.import_module(f"lc.{module}").STUDIES[entry.study](model, dsn, data, run.rho)

@@ -56,6 +56,7 @@ def image_at(path):
     (("list", "--profile", "nope"), "unknown profile 'nope'"),
     (("run", "--profile", "camvid", "initial", "--data", "/nowhere"), "CamVid (train list) not found: /nowhere/camvid/train.txt"),
     (("run", "--profile", "smoke", "dsnn"), "unknown experiment 'dsnn'"),
+    (("run", "--profile", "smoke", "--jobs", "0"), "--jobs must be at least 1, got 0"),
     (("run", "--profile", "camvid", "initial", "--device", "tpu"), "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     (("train", "initial", "--profile", "smoke", "--set", "train.lr=1"), "unknown setting 'train.lr'"),
     (("table", "9"), "table '9' has no live counterpart yet; tables: 1, 2"),

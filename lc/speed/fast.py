@@ -7,11 +7,9 @@ its matmul here), as plain matrix products elsewhere. A dense map is the full re
 bottleneck is a residual block with one branch.
 """
 import copy
-import ctypes
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 
@@ -25,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lc.backbone import ConvBN, Head, Mixed, Residual
 from lc.cascade import LayerCascade
+from lc.machine import keep_memory
 from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
 
@@ -74,14 +73,6 @@ def _dense(part: nn.Module) -> nn.Module:
     for name, child in part.named_children():
         setattr(part, name, _dense(child))
     return part
-
-
-def keep_memory() -> None:
-    """Let glibc keep what is freed for what is allocated next, instead of handing it back: fresh pages cost up to a fifth of a forward
-    (results/NOTES.md). Elsewhere nothing happens."""
-    with suppress(OSError, AttributeError):
-        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
-            ctypes.CDLL("libc.so.6").mallopt(option, value)
 
 
 def _branches(part: nn.Module) -> list[nn.Module]:

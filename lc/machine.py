@@ -1,0 +1,37 @@
+"""The machine: its name in records, the cores that are ours, and how its memory is kept. Standard library, torch on demand."""
+import ctypes
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+
+def threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def jobs() -> int:
+    """Runs to make at a time: 1 with a GPU, else one for each core, 4 at most; two on one core each get more done than one on both."""
+    return 1 if shutil.which("nvidia-smi") else min(4, threads())
+
+
+def device_name(device) -> str:
+    """The torch device as records name it."""
+    if device.type == "cuda":
+        import torch
+        return torch.cuda.get_device_name(device)
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        model = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = "CPU"
+    return f"{model}, {threads()} cores"
+
+
+def keep_memory() -> None:
+    """Let glibc keep what is freed for what is allocated next, instead of handing it back: fresh pages cost up to a fifth of a forward
+    (results/NOTES.md). Elsewhere nothing happens."""
+    with suppress(OSError, AttributeError):
+        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(option, value)

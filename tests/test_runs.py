@@ -1,0 +1,63 @@
+"""From the catalogue to records: what waits for what, and what an error leaves. Two at a time for real: tests/test_book.py."""
+import pytest
+import torch
+
+from lc import records, runs
+from lc.errors import InputError
+from lc.experiments import catalogue
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Names in the order in which they are made; nothing is trained."""
+    order = []
+    monkeypatch.setattr(runs, "execute", lambda entry, *rest: order.append(entry.name))
+    return order
+
+
+@pytest.mark.parametrize("profile", ["smoke", "camvid-lite", "voc12"])
+def test_a_run_waits_for_what_it_needs(house, made, profile):
+    """Given backwards, every run still comes behind its start, its rates of dropout, or the weights that it studies; each once."""
+    entries = catalogue(profile)
+    runs.run_all([*entries.values()][::-1], None, CPU)
+    assert sorted(made) == sorted(entries)
+    assert all(runs.needs(entries[name]) <= set(made[:position]) for position, name in enumerate(made))
+    assert runs.needs(entries["study-border"]) == {"lc-0.985", "dsn"} and runs.needs(entries["dsn-dropout"]) == {"initial", "lc-0.985"}
+    assert runs.needs(entries["crf-rnn"]) == {"fcn8s"} and not runs.needs(entries["irnet"])
+
+
+def test_a_start_without_weights_is_made_first(house, made):
+    """Its weights are not committed and not here: once, however many start from it; nothing is added where they are."""
+    entries = catalogue("smoke")
+    wanted = [entries["vgg16-lc"], entries["vgg16-dsn"]]
+    runs.run_all(wanted, None, CPU)
+    assert made == ["vgg16-initial", "vgg16-lc", "vgg16-dsn"]
+    weights = runs.paths.checkpoints("smoke") / f"{records.stem('vgg16-initial', entries['vgg16-initial'].run)}.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    made.clear()
+    runs.run_all(wanted, None, CPU)
+    assert made == ["vgg16-lc", "vgg16-dsn"]
+
+
+def test_an_error_stops_what_has_not_begun(house, monkeypatch):
+    """The error comes through, and no run is begun after it."""
+    begun = []
+
+    def fails(entry, *rest):
+        begun.append(entry.name)
+        if entry.name == "dsn":
+            raise InputError("no such file")
+
+    monkeypatch.setattr(runs, "execute", fails)
+    with pytest.raises(InputError, match="no such file"):
+        runs.run_all([*catalogue("smoke").values()], None, CPU)
+    assert begun == ["initial", "dsn"]
+
+
+def test_splits_are_shared():
+    """All runs of a process read a split once."""
+    data = catalogue("smoke")["initial"].run.data
+    assert runs._split(data, "val", None) is runs._split(data, "val", None) is not runs._split(data, "test", None)
