@@ -44,5 +44,6 @@ def test_studies_compare_every_variant(monkeypatch):
     assert abs(arrays["confusions"][4] - evaluate(dsn, data, 1.0).confusions).sum() <= 4
     monkeypatch.setattr(options, "CRF_ITERATIONS", 2)
     values, crf = options.crf(model, dsn, data, 0.5)
-    assert (crf["confusions"][0] == arrays["confusions"][0]).all() and (crf["confusions"][2] == arrays["confusions"][3]).all()
-    assert abs(crf["confusions"][1] - crf["confusions"][0]).sum() > 10 and values["seconds"][1] > values["seconds"][0]
+    assert values["images"] == 1 and crf["confusions"].shape == (4, 1, 8, 8), "every 10th procedural image"
+    assert (crf["confusions"][0] == arrays["confusions"][0, :1]).all() and (crf["confusions"][2] == arrays["confusions"][3, :1]).all()
+    assert abs(crf["confusions"][1] - crf["confusions"][0]).sum() > 3 and values["seconds"][1] > values["seconds"][0]

@@ -129,4 +129,4 @@ def variants(ev: Evidence, name: str) -> pd.DataFrame | None:
         return None
     study, scores = ev[name]["study"], [draws(c) for c in ev[name].arrays["confusions"]]
     return pd.DataFrame({"mIoU": 100 * pd.Series(study["miou"]), "over the first": [words(s - scores[0]) for s in scores],
-                         "seconds per image": study["seconds"]}).set_axis(study["variants"])
+                         "seconds per image": study["seconds"]}).set_axis(study["variants"]).rename_axis(f"on {len(ev[name].arrays['confusions'][0])} val images")
