@@ -92,7 +92,7 @@ def said(before: np.ndarray, after: np.ndarray) -> str:
 def causes(ev: Evidence) -> pd.DataFrame:
     """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, and what follows."""
     entries, rows = catalogue(ev.profile.name), {}
-    for name, cause in CAUSES.items():
+    for name, cause in ((name, cause) for name, cause in CAUSES.items() if name in entries):
         for split in ev.splits:
             before, after = gain(ev, BEFORE.get(name, LC), DSN, split), gain(ev, name, entries[name].control, split)
             verdict = MISSING if before is None or after is None else "smoke run" if ev.profile.tier == "smoke" else said(before, after)
