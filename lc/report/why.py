@@ -20,10 +20,11 @@ HALO = "lc-halo-2"
 MISSING = "not run yet"
 BEFORE = {"lc-easy": "lc-everywhere"}  # what a change is counted from, where not from plain LC
 CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
-          "lc-dense-read": "zeros where a window could read the stage's input",
-          "lc-features": "zeros where a window could read features of the stage before", "lc-interpolated": "zeros where a window could read an interpolation of the region (ADP-C)",
-          "lc-pretrained": "random weights at the start (pretrained on procedural images instead)", "lc-long": "too short a cascade training",
-          "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms", "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
+          "lc-dense-read": "zeros where a window could read the stage's input", "lc-features": "zeros where it could read features of the stage before",
+          "lc-interpolated": "zeros where it could read an interpolation of the region (ADP-C)", "lc-long": "too short a cascade training",
+          "lc-pretrained": "random weights at the start (pretrained on procedural images instead)", "lc-fast": "too low a learning rate",
+          "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms",
+          "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
 UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "full width, depth and resolution")
 
@@ -38,10 +39,6 @@ def gain(ev: Evidence, a: str, b: str, split: str) -> np.ndarray | None:
     if not {a, b} <= set(ev.records):
         return None
     return draws(ev[a].arrays[f"confusions_{split}"]) - draws(ev[b].arrays[f"confusions_{split}"])
-
-
-def _less(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
-    return None if a is None or b is None else a - b
 
 
 def computed(ev: Evidence, name: str) -> tuple[list[float], bool] | None:
@@ -92,11 +89,11 @@ def said(before: np.ndarray, after: np.ndarray) -> str:
 def causes(ev: Evidence) -> pd.DataFrame:
     """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, and what follows."""
     entries, rows = catalogue(ev.profile.name), {}
-    for name, cause in ((name, cause) for name, cause in CAUSES.items() if name in entries):
+    for name, cause in [(name, cause) for name, cause in CAUSES.items() if name in entries]:
         for split in ev.splits:
             before, after = gain(ev, BEFORE.get(name, LC), DSN, split), gain(ev, name, entries[name].control, split)
             verdict = MISSING if before is None or after is None else "smoke run" if ev.profile.tier == "smoke" else said(before, after)
-            rows[cause, split] = {"run": name, "gain with the change": words(after), "moved by": words(_less(after, before)), "so": verdict}
+            rows[cause, split] = {"run": name, "gain with the change": words(after), "moved by": words(None if after is None or before is None else after - before), "so": verdict}
     return pd.DataFrame(rows).T.rename_axis(["cause", "split"])
 
 
