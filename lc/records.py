@@ -157,7 +157,8 @@ def equivalents() -> dict:
 
 def modules(network: str, study: str | bool = "") -> list[str]:
     """Modules beside NUMERIC that a run of this network, or this study, depends on."""
-    return [*(["baselines"] if network in SYSTEMS else []), *([STUDIES[study.removeprefix("study-")][0]] if study else [])]
+    study = study and study.removeprefix("study-")
+    return [*(["baselines"] if network in SYSTEMS else []), *([STUDIES[study][0]] if study else []), *(["crf"] if study == "crf" else [])]
 
 
 def provenance(device: str, *more: str) -> dict:

@@ -36,16 +36,14 @@ def _confusion(log_probs: Tensor, label: Tensor, classes: int) -> np.ndarray:
     return np.stack([metrics.confusion(*pair, classes) for pair in zip(label.numpy(), guess)])
 
 
-def boundary_distance(label: np.ndarray, ignore_index: int = IGNORE) -> np.ndarray:
-    """(H, W) float: pixels to the nearest object boundary, 1 beside it; a boundary runs between two known, different labels."""
+def boundary_distance(label: np.ndarray) -> np.ndarray:
+    """(H, W) float: pixels to the nearest object boundary, 1 beside it. A boundary runs where the class changes; void, which many data sets draw
+    between objects, counts as its nearest class there. Without one: infinity."""
+    if (void := label == IGNORE).all():
+        return np.full(label.shape, np.inf)
+    label = label[tuple(distance_transform_edt(void, return_distances=False, return_indices=True))]
     edge = np.zeros((2 * label.shape[0] - 1, 2 * label.shape[1] - 1), bool)  # pixels at even positions, boundaries between
-    for axis in (0, 1):
-        ahead = np.roll(label, -1, axis)
-        between = (label != ahead) & (label != ignore_index) & (ahead != ignore_index)
-        if axis == 0:
-            edge[1::2, ::2] = between[:-1]
-        else:
-            edge[::2, 1::2] = between[:, :-1]
+    edge[1::2, ::2], edge[::2, 1::2] = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
     if not edge.any():
         return np.full(label.shape, np.inf)
     return (distance_transform_edt(~edge)[::2, ::2] + 1) / 2
@@ -118,7 +116,8 @@ def selection(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho
         for out, labels in _forward(network, data, 1.0):
             stages = torch.stack(out.fused)  # (S, N, K, h, w); at rho = 1 each stage speaks for itself
             confidence, guess = stages.exp().max(2)
-            wrong = guess.cpu() != labels[:, ::STRIDE, ::STRIDE]
+            at_cells = labels[:, ::STRIDE, ::STRIDE]
+            wrong = (guess.cpu() != at_cells) & (at_cells != IGNORE)
             for number, rule in enumerate(rules):
                 on = wrong[:2] if rule == "oracle" else torch.stack([(confidence[s] < r) | (r >= 1) for s, r in enumerate(rule)]).cpu()
                 stage = torch.where(on[0], torch.where(on[1], 2, 1), 0)  # (N, h, w)

@@ -30,7 +30,8 @@ def test_flips_and_scales():
     many = options.probabilities(model, image, rho, options.SCALES)
     torch.testing.assert_close(many.sum(0), torch.ones(64, 80))
     parts = [options.probabilities(model, image, rho, (s,)) for s in options.SCALES]
-    torch.testing.assert_close(many, sum(parts) / 3)
+    most = torch.stack(parts).amax(0)
+    torch.testing.assert_close(many, most / most.sum(0))
 
 
 def test_studies_compare_every_variant(monkeypatch):
@@ -45,5 +46,5 @@ def test_studies_compare_every_variant(monkeypatch):
     monkeypatch.setattr(options, "CRF_ITERATIONS", 2)
     values, crf = options.crf(model, dsn, data, 0.5)
     assert values["images"] == 1 and crf["confusions"].shape == (4, 1, 8, 8), "every 10th procedural image"
-    assert (crf["confusions"][0] == arrays["confusions"][0, :1]).all() and (crf["confusions"][2] == arrays["confusions"][3, :1]).all()
+    assert (crf["confusions"][0] == arrays["confusions"][0, :1]).all() and (crf["confusions"][2] == arrays["confusions"][2, :1]).all()
     assert abs(crf["confusions"][1] - crf["confusions"][0]).sum() > 3 and values["seconds"][1] > values["seconds"][0]
