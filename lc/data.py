@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision import tv_tensors
@@ -157,10 +158,11 @@ def _read(spec: Spec, image_path: Path, label_path: Path) -> tuple[np.ndarray, n
     return image, classes.astype(np.uint8)
 
 
-def read_image(path: str | Path, mode: str | None = "RGB") -> np.ndarray:
-    """An image file as (H, W, 3) uint8, or (mode None) the numbers it holds; InputError when it is none."""
+def read_image(path: str | Path, mode: str | None = "RGB", upright: bool = False) -> np.ndarray:
+    """An image file as (H, W, 3) uint8, or (mode None) the numbers it holds; InputError when it is none. upright: turned as its camera says
+    (EXIF), which data sets with label files do not mean."""
     try:
-        image = Image.open(path)
+        image = ImageOps.exif_transpose(Image.open(path)) if upright else Image.open(path)
         return np.array(image.convert(mode) if mode else image)
     except FileNotFoundError:
         raise InputError(f"image not found: {path}") from None
@@ -195,11 +197,14 @@ class TrainingSamples(Dataset):
     def __getitem__(self, g: int) -> tuple[Tensor, Tensor]:
         image, label = self.data.read(g % len(self.data))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1_000_003 * self.seed + g)
+            torch.default_generator.manual_seed(1_000_003 * self.seed + g)  # the CPU's alone: a GPU's is not restored here
             pair = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
             scale = float(torch.empty(()).uniform_(*self.train.scales))
-            pair = [TF.resize(part, [round(side * scale) for side in label.shape], antialias=True) for part in pair]
-            image, label = self.flip(*self.crop(*pair))
+            size = [round(side * scale) for side in label.shape]
+            image, label = (TF.resize(part, size, antialias=True) for part in pair)
+            if self.train.exact_labels:
+                label = tv_tensors.Mask(F.interpolate(pair[1][None, None], size, mode="nearest-exact")[0, 0])
+            image, label = self.flip(*self.crop(image, label))
             image = self.colour(image)
         return TF.normalize(image.float() / 255, MEAN, STD).as_subclass(Tensor), label.long().as_subclass(Tensor)
 

@@ -39,15 +39,15 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: SegmentationSet, rho: float, batch_size: int = 8, depth: int | None = None) -> Evaluation:
+def evaluate(model: nn.Module, data: SegmentationSet, rho: float) -> Evaluation:
     """Evaluate `model` (eval mode is set and left set) on whole images, at the resolution of the labels, in float32."""
     model.eval()
     device = next(model.parameters()).device
     stages, classes = len(model.stages), data.num_classes
     confusions = np.zeros((len(data), classes, classes), np.int64)
     decided, handed = np.zeros((stages, classes), np.int64), np.zeros(stages)
-    for indices, images, labels in eval_batches(data, batch_size):
-        out = model(images.to(device, memory_format=torch.channels_last), rho, depth)
+    for indices, images, labels in eval_batches(data):
+        out = model(images.to(device, memory_format=torch.channels_last), rho)
         prediction = upsample(out.log_probs, labels.shape[1:]).argmax(1).cpu().numpy()
         stage = cells_to_pixels(out.decided, labels.shape[1:]).cpu().numpy()
         for i, label, guess in zip(indices, labels.numpy(), prediction):
@@ -55,5 +55,5 @@ def evaluate(model: nn.Module, data: SegmentationSet, rho: float, batch_size: in
         known = labels.numpy() != IGNORE
         pairs = (stage[known].astype(np.int64) - 1) * classes + labels.numpy()[known]
         decided += np.bincount(pairs, minlength=stages * classes).reshape(stages, classes)
-        handed[:len(out.handed)] += np.array(out.shares) * len(indices)
+        handed += np.array(out.shares) * len(indices)
     return Evaluation(rho, confusions, decided, handed / len(data))

@@ -77,15 +77,15 @@ PROFILES = {p.name: p for p in (
             TrainConfig(crop=(180, 240), scales=(0.9, 1.2), balance="median", ema=0.995, weight_decay=0.03),
             epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=35),
     Profile("camvid", "stand-in", "one GPU", DataConfig("camvid"), ModelConfig(),
-            TrainConfig(crop=(360, 480), scales=(0.75, 1.5), balance="median", ema=0.995, weight_decay=0.03),
+            TrainConfig(crop=(360, 480), scales=(0.75, 1.5), balance="median", ema=0.995, weight_decay=0.03, exact_labels=True),
             epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6, seeds=(0, 1, 2)),
     # The paper's own. results/choices.csv gives the source of each setting: the paper, or DeepLab's protocol where it is silent.
     # epoch_seconds: 6 x 132 GMAC an image at 60 TFLOP/s and some loss, an estimate.
     Profile("voc12", "full", "one GPU of 24 GB or more", DataConfig("voc12"), ModelConfig("inception_resnet_v2", "imagenet"),
-            TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(512, 512), scales=(0.5, 1.5)),
+            TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(512, 512), scales=(0.5, 1.5), exact_labels=True),
             epochs=19, cascade_epochs=6, lr=1e-3, cascade_lr=2.5e-4, epoch_seconds=180, freeze_bn=True),
     Profile("cityscapes", "full", "one GPU of 48 GB or more", DataConfig("cityscapes"), ModelConfig("inception_resnet_v2", "imagenet"),
-            TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(768, 768), scales=(0.5, 1.5)),
+            TrainConfig(optimizer="sgd", weight_decay=5e-4, schedule="poly", crop=(768, 768), scales=(0.5, 1.5), exact_labels=True),
             epochs=67, cascade_epochs=22, lr=1e-3, cascade_lr=2.5e-4, epoch_seconds=110, freeze_bn=True),
 )}
 
@@ -186,7 +186,8 @@ def _pretrained(p: Profile) -> list[Experiment]:
 def _systems(p: Profile) -> list[Experiment]:
     """The other systems, trained as long as IRNet is. CRF-RNN starts from FCN-8s, as its authors do, and so gets more."""
     def run(network: str) -> RunConfig:
-        phases = (Phase(p.epochs, p.lr, heads=(1,)), Phase(p.cascade_epochs, p.cascade_lr, heads=(1,), freeze_bn=True))
+        frozen = p.freeze_bn and network == "deeplab-v2"  # the others put new batch norms on top of VGG16
+        phases = (Phase(p.epochs, p.lr, heads=(1,), freeze_bn=frozen), Phase(p.cascade_epochs, p.cascade_lr, heads=(1,), freeze_bn=True))
         return replace(_initial(p, p.seeds[0]), model=ModelConfig(network, p.model.weights, p.model.width), phases=phases)
 
     runs = {network: run(network) for network in ("fcn8s", "segnet", "deeplab", "deeplab-v2", "dilation")}

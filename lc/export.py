@@ -4,6 +4,7 @@ VOC, comp6 (trained on any data but the test set's): results/VOC2012/Segmentatio
 a .tar.gz. Cityscapes: <city>_<sequence>_<frame>_labelIds.png, label ids (not the 19 training ids), in a .zip.
 """
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -56,19 +57,20 @@ def unlabelled(folder: Path) -> Iterator[Sample]:
 
 
 def export(kind: str, split: str, samples: Iterable[Sample], model: nn.Module, spec: Spec, rho: float, out: Path) -> tuple[Path, float | None]:
-    """(archive, mIoU of the files in it): write each prediction at rho below out/results, read it back, pack them. mIoU: in [0, 1], counted from the
+    """(archive out/results.*, mIoU of the files in it): write each prediction at rho, read it back, pack them. mIoU: in [0, 1], counted from the
     files; None without labels."""
     form, counts, values = FORMATS[kind], 0, spec.values()
-    shutil.rmtree(out / "results", ignore_errors=True)
-    for name, image, label in tqdm(samples, desc=f"export {kind}", unit="image", disable=None):
-        path = out / form.place.format(split=split, name=name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        labels = predict(model, image, rho).labels
-        encode(labels, spec).save(path)
-        found = values[read_image(path, None)]
-        if not np.array_equal(found, labels):
-            raise RuntimeError(f"{path} does not hold what was written")
-        if label is not None:
-            counts = counts + metrics.confusion(label, found, len(spec.names))
-    archive = shutil.make_archive(str(out / "results"), form.pack, out, "results")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, image, label in tqdm(samples, desc=f"export {kind}", unit="image", disable=None):
+            path = Path(scratch, form.place.format(split=split, name=name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            labels = predict(model, image, rho).labels
+            encode(labels, spec).save(path)
+            found = values[read_image(path, None)]
+            if not np.array_equal(found, labels):
+                raise RuntimeError(f"{path} does not hold what was written")
+            if label is not None:
+                counts = counts + metrics.confusion(label, found, len(spec.names))
+        out.mkdir(parents=True, exist_ok=True)
+        archive = shutil.make_archive(str(out / "results"), form.pack, scratch, "results")
     return Path(archive), float(metrics.miou(counts)) if np.ndim(counts) else None

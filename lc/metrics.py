@@ -1,4 +1,4 @@
-"""Counts and what follows from them: IoU, paired bootstrap intervals, label shares per stage. NumPy only.
+"""Counts and what follows from them: IoU, label shares per stage. NumPy only.
 
 K classes, S stages. A confusion matrix is (K, K) with the truth in rows.
 """
@@ -22,24 +22,6 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 def miou(confusion: np.ndarray) -> np.ndarray:
     """(...,) mean IoU over the classes present, in [0, 1]."""
     return np.nanmean(iou(confusion), axis=-1)
-
-
-def bootstrap_miou(confusions: np.ndarray, other: np.ndarray | None = None, draws: int = 2000, seed: int = 0,
-                   level: float = 0.95) -> tuple[float, float, float]:
-    """(value, low, high): mIoU of per-image confusions (N, K, K), or its difference to `other`'s on the same images.
-
-    Percentile bootstrap over images, paired when other is given: both are drawn with the same images.
-    """
-    if other is not None and other.shape != confusions.shape:
-        raise ValueError(f"paired bootstrap needs the same images: got {confusions.shape} and {other.shape}")
-    n = len(confusions)
-    draw = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)  # (draws, N)
-    score = lambda counts, weights: miou(np.tensordot(weights, counts, axes=1))
-    value, spread = score(confusions, np.ones(n)), score(confusions, draw)
-    if other is not None:
-        value, spread = value - score(other, np.ones(n)), spread - score(other, draw)
-    low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])
-    return float(value), float(low), float(high)
 
 
 def label_share_ratio(decided: np.ndarray) -> np.ndarray:

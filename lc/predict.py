@@ -78,7 +78,7 @@ def overlays(image: np.ndarray, prediction: Prediction, spec: Spec) -> dict[str,
 
 def read_images(files: list[str]) -> dict[Path, np.ndarray]:
     """All images, or InputError for the first that cannot be used; two of one name would overwrite each other's pictures."""
-    images = {Path(file): read_image(file) for file in files}
+    images = {Path(file): read_image(file, upright=True) for file in files}
     stems = [file.stem for file in images]
     if len(set(stems)) < len(stems):
         raise InputError(f"two images share a name: {', '.join(sorted(s for s in set(stems) if stems.count(s) > 1))}; rename one or call twice")

@@ -106,12 +106,12 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     train = _split(entry.run.data, "train", root)
     splits = {split: _split(entry.run.data, split, root) for split in ("val", "test") if split in train.spec.counts}
     made_on = records.provenance(device_name(device), *records.modules(entry.run.model.network))
-    started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
     start = start_weights(entry.run, root, device, workers)
     trainer = Trainer(entry.run, train, splits["val"], folder, device, start, survival(entry.run, root, device, workers), workers)
     model = trainer.fit()
-    trained = time.perf_counter()
+    seconds, trained = trainer.seconds, time.perf_counter()
     file = f"{records.stem(entry.name, entry.run)}.safetensors"
     home = paths.results(entry.run.profile) / "weights" if entry.publish else paths.checkpoints(entry.run.profile)
     save_weights(model, home / file)
@@ -124,7 +124,7 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     if sweep:
         arrays["sweep_confusions"] = np.stack([e.confusions for e in sweep]).astype(np.int32)
     values = {
-        **made_on, "started": started, "train_seconds": round(trained - clock, 1), "evaluate_seconds": round(time.perf_counter() - trained, 1),
+        **made_on, "started": started, "train_seconds": round(seconds, 1), "evaluate_seconds": round(time.perf_counter() - trained, 1),
         "seed": entry.run.seed, "amp": str(trainer.amp or torch.float32).removeprefix("torch."),
         "data": _describe(train, *splits.values()),
         "parameters": sum(p.numel() for p in model.parameters()), "weights": file if entry.publish else None,

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lc.cascade import CascadeOutput, LayerCascade, cells_to_pixels, upsample
 from lc.config import Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet, TrainingSamples, epoch_loader, median_frequency_weights
+from lc.errors import InputError
 from lc.evaluate import evaluate
 from lc.networks import build
 
@@ -55,8 +56,8 @@ def cascade_loss(out: CascadeOutput, label: Tensor, heads: tuple[int, ...], weig
     return total
 
 
-def set_trainable(model: LayerCascade, phase: Phase) -> None:
-    """Train mode and gradients for the stages of the phase; the others, and all batch norms if frozen, are fixed."""
+def set_trainable(model: LayerCascade, phase: Phase, new_heads: bool = False) -> None:
+    """Train mode and gradients for the stages of the phase; the others, and all batch norms if frozen (but those of new heads), are fixed."""
     model.train()
     for number, parts in enumerate(zip(model.stages, model.heads), start=1):
         learns = number in phase.stages
@@ -64,7 +65,7 @@ def set_trainable(model: LayerCascade, phase: Phase) -> None:
             part.train(learns)
             part.requires_grad_(learns)
     if phase.freeze_bn:
-        for module in model.modules():
+        for module in (model.stages if new_heads else model).modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
                 module.requires_grad_(False)
@@ -77,7 +78,8 @@ def make_optimizer(model: nn.Module, train: TrainConfig, phase: Phase, steps: in
               {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0}]
     makers = {"adamw": lambda: torch.optim.AdamW(groups, lr=phase.lr), "sgd": lambda: torch.optim.SGD(groups, lr=phase.lr, momentum=0.9)}
     optimizer = makers[train.optimizer]()
-    schedules = {"one-cycle": lambda: OneCycleLR(optimizer, phase.lr, total_steps=steps, pct_start=0.2),
+    rise = 0.25 if steps == 5 else 0.2  # a rise of one step would divide by zero
+    schedules = {"one-cycle": lambda: OneCycleLR(optimizer, phase.lr, total_steps=steps, pct_start=rise),
                  "poly": lambda: PolynomialLR(optimizer, total_iters=steps, power=0.9)}
     return optimizer, schedules[train.schedule]()
 
@@ -106,8 +108,7 @@ class Trainer:
         torch.manual_seed(self.run.seed)
         self.model = build(self.data.num_classes, **asdict(self.run.model))
         if self.start is not None:
-            new = self.model.state_dict()  # what the start lacks (CRF-RNN's head), or has for other classes, stays new
-            self.model.load_state_dict({**new, **{k: v for k, v in self.start.items() if k not in new or v.shape == new[k].shape}})
+            self._begin_with(self.start)
         self.amp = autocast_dtype(self.run.train.amp, self.device)
         self.format = training_format(self.amp, self.device)
         self.model.to(self.device, memory_format=self.format)
@@ -116,6 +117,7 @@ class Trainer:
         self.samples = TrainingSamples(self.data, self.run.train, self.run.seed)
         self.steps = max(1, len(self.data) // min(self.run.train.batch_size, len(self.data)))  # per epoch
         self.history: list[dict] = []
+        self.earlier = 0.0  # seconds of training before it was cut off
         state = self._load_state()
         done = state["epochs"] if state else 0
         total = sum(phase.epochs for phase in self.run.phases)
@@ -128,8 +130,24 @@ class Trainer:
                 first += phase.epochs
         return self.model.eval()
 
+    @property
+    def seconds(self) -> float:
+        """Of training, also before it was cut off."""
+        return self.earlier + time.perf_counter() - self.clock
+
+    def _begin_with(self, start: dict[str, Tensor]) -> None:
+        """Load another run's weights. Heads of other classes, or that it lacks (CRF-RNN's), stay new; anything else must fit."""
+        new = self.model.state_dict()
+        fits = {name for name in new if name in start and start[name].shape == new[name].shape}
+        if odd := [name for name in new if name not in fits and not name.startswith("heads.")]:
+            there = tuple(start[odd[0]].shape) if odd[0] in start else "absent"
+            raise InputError(f"the start's weights do not fit: {odd[0]} is {tuple(new[odd[0]].shape)} here and {there} there; "
+                             "change the start's model in the same way (start.model.*), or train a run without a start")
+        self.model.load_state_dict({**new, **{name: value for name, value in start.items() if name in fits or name not in new}})
+
     def _phase(self, phase: Phase, first: int, state: dict | None, bar: tqdm) -> None:
-        set_trainable(self.model, phase)
+        new_heads = bool(self.run.model.weights) and self.start is None  # on top of pretrained stages
+        set_trainable(self.model, phase, new_heads)
         optimizer, schedule = make_optimizer(self.model, self.run.train, phase, phase.epochs * self.steps)
         decay = self.run.train.ema
         average = AveragedModel(self.model, multi_avg_fn=_ramped_ema(decay), use_buffers=True) if decay else None
@@ -145,7 +163,7 @@ class Trainer:
             if last or (epoch + 1) % max(1, phase.epochs // 8) == 0:
                 judged = self.model if average is None else average.module
                 row["val_miou"] = evaluate(judged, self.validation, self.run.rho).miou
-                set_trainable(self.model, phase)
+                set_trainable(self.model, phase, new_heads)
             self._log(row)
             bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_miou") if k in row})
             self._save_state({"epochs": epoch + 1, **{k: v.state_dict() for k, v in parts.items() if v is not None}})
@@ -200,7 +218,7 @@ class Trainer:
 
     def _save_state(self, state: dict) -> None:
         target = self.folder / "state.pt"
-        torch.save({**state, "history": self.history}, target.with_suffix(".tmp"))
+        torch.save({**state, "history": self.history, "run": self.run.key(), "seconds": self.seconds}, target.with_suffix(".tmp"))
         os.replace(target.with_suffix(".tmp"), target)
 
     def _load_state(self) -> dict | None:
@@ -209,6 +227,9 @@ class Trainer:
         if not target.exists():
             return None
         state = torch.load(target, map_location=self.device)
+        if state.get("run") != self.run.key():
+            raise InputError(f"{target} is the state of run {state.get('run', 'of an older version')}, this is run {self.run.key()}; give another folder (--out), or delete that one")
+        self.earlier = state["seconds"]
         self.history = state["history"]
         self.model.load_state_dict(state["model"])
         return state

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lc import paths, shapes
 from lc.config import DataConfig, TrainConfig
-from lc.data import IGNORE, SPECS, SegmentationSet, TrainingSamples, epoch_loader, eval_batches, median_frequency_weights
+from lc.data import IGNORE, SPECS, SegmentationSet, TrainingSamples, epoch_loader, eval_batches, median_frequency_weights, read_image
 from lc.errors import InputError
 
 
@@ -136,3 +136,29 @@ def test_median_frequency_weights(tmp_path):
         Image.fromarray(label).save(tmp_path / f"camvid/trainannot/train_{i:04d}.png")
     weights = median_frequency_weights(SegmentationSet(DataConfig("camvid"), "train", tmp_path))
     assert weights[0] == pytest.approx(0.5 / 0.75) and weights[1] == pytest.approx(0.5 / 0.25) and weights[2:].sum() == 0
+
+
+@pytest.mark.parametrize("scale", [0.75, 0.9, 1.1, 1.2])
+def test_labels_are_resized_on_the_grid_of_their_images(scale, monkeypatch):
+    """A disc of one class, white in the image: with exact_labels both keep one centre; without, as in older records, the label's is off."""
+    rows, cols = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    disc = ((rows - 60.5) ** 2 + (cols - 66.5) ** 2 < 40 ** 2).numpy()
+    data = SegmentationSet(DataConfig("shapes", limit=1), "train")
+    monkeypatch.setattr(data, "read", lambda i: (np.repeat(255 * disc[..., None], 3, 2).astype(np.uint8), disc.astype(np.uint8)))
+
+    def apart(exact: bool) -> float:
+        side = round(128 * scale)
+        image, label = TrainingSamples(data, TrainConfig(crop=(side, side), scales=(scale, scale), flip=False, exact_labels=exact), 0)[0]
+        weights = (image[0] - image[0].min(), label.double())
+        return max(abs((w.sum(axis) * torch.arange(side)).sum() / w.sum() - (v.sum(axis) * torch.arange(side)).sum() / v.sum()).item()
+                   for axis in (0, 1) for w, v in [weights])
+
+    assert apart(True) < 0.15 < 0.35 < apart(False)
+
+
+def test_photos_can_be_turned_upright(tmp_path):
+    """A camera's orientation is followed where it is asked for, and only there."""
+    photo, exif = Image.fromarray(np.zeros((4, 6, 3), np.uint8)), Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (4, 6, 3) and read_image(tmp_path / "a.jpg", upright=True).shape == (6, 4, 3)

@@ -27,20 +27,6 @@ def test_absent_classes_do_not_count():
     assert metrics.miou(counts) == 0.375
 
 
-def test_bootstrap_is_paired():
-    """Equal runs differ by exactly zero in every draw; a run that is better on every image has an interval above zero."""
-    rng = np.random.default_rng(0)
-    base = rng.integers(1, 50, (20, 3, 3))
-    better = base.copy()
-    better[:, range(3), range(3)] += 30
-    assert metrics.bootstrap_miou(base, base) == (0, 0, 0)
-    value, low, high = metrics.bootstrap_miou(better, base)
-    assert 0 < low < value < high and value == pytest.approx(metrics.miou(better.sum(0)) - metrics.miou(base.sum(0)))
-    assert metrics.bootstrap_miou(base, seed=1) == metrics.bootstrap_miou(base, seed=1)
-    with pytest.raises(ValueError, match="paired bootstrap needs the same images"):
-        metrics.bootstrap_miou(base, base[:5])
-
-
 def test_label_shares():
     """Fig. 5 by hand: 100 pixels of class a and 100 of b; stage 1 decides 80 of a and 20 of b, stage 2 10 of a and 30 of b."""
     decided = np.array([[80, 20], [10, 30], [10, 50]])

@@ -9,7 +9,8 @@ from lc import train as training
 from lc.cascade import CascadeOutput, build_irnet_lc, upsample
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet
-from lc.train import Trainer, cascade_loss, load_model, save_weights, set_trainable, stage_loss
+from lc.errors import InputError
+from lc.train import Trainer, cascade_loss, load_model, make_optimizer, save_weights, set_trainable, stage_loss
 
 TINY = ModelConfig(width=0.125, blocks=(1, 1, 1), head_width=8)
 
@@ -138,7 +139,38 @@ def test_start_weights_are_used(tmp_path):
     started = fit(zero, tmp_path / "c", start=other)[0]  # of other classes: the layer that names them stays new, the rest is used
     torch.testing.assert_close(started.state_dict()[name], donor.state_dict()[name])
     with pytest.raises(RuntimeError, match="nowhere"):
-        fit(zero, tmp_path / "d", start={"nowhere": torch.zeros(1)})
+        fit(zero, tmp_path / "d", start={**donor.state_dict(), "nowhere": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"stages.0.stem.0.conv.weight": torch.zeros(9, 3, 3, 3)}, r"stem.0.conv.weight is \(8, 3, 3, 3\) here and \(9, 3, 3, 3\) there"),
+    ({"stages.0.stem.0.conv.weight": None}, "here and absent there")])
+def test_start_weights_of_another_network_are_refused(tmp_path, change, message):
+    """A stage that would stay random beside trained ones is an error, not a silence."""
+    run = run_config(Phase(1, 1e-3))
+    weights = {**build_irnet_lc(8, **vars(TINY)).state_dict(), **change}
+    with pytest.raises(InputError, match=message):
+        fit(run, tmp_path, start={name: value for name, value in weights.items() if value is not None})
+
+
+def test_a_state_belongs_to_its_run(tmp_path):
+    """Going on in a folder that holds another run's state is refused; the time of a run that was cut off is added up."""
+    run = run_config(Phase(1, 1e-3))
+    first = fit(run, tmp_path)[1]
+    again = fit(run, tmp_path)[1]
+    assert again.earlier > 0.1 and again.seconds > first.earlier
+    with pytest.raises(InputError, match=f"state.pt is the state of run {run.key()}, this is run .*; give another folder"):
+        fit(run_config(Phase(1, 2e-3)), tmp_path)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 10])
+def test_schedules_of_any_length(steps):
+    """One-cycle has no number of steps at which it fails."""
+    optimizer, schedule = make_optimizer(torch.nn.Linear(2, 2), TrainConfig(), Phase(1, 1e-3), steps)
+    for _ in range(steps - 1):
+        optimizer.step()
+        schedule.step()
+    assert 0 < schedule.get_last_lr()[0] <= 1e-3
 
 
 def test_weights_on_disk(tmp_path):
@@ -167,3 +199,6 @@ def test_frozen_phase_sets_modes():
     set_trainable(model, Phase(stages=(1, 3), freeze_bn=True))
     assert not any(p.requires_grad for p in model.stages[1].parameters()) and model.heads[2].training
     assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    set_trainable(model, Phase(freeze_bn=True), new_heads=True)  # batch norms without pretrained values learn
+    norms = lambda part: [m.training for m in part.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert not any(norms(model.stages)) and norms(model.heads) and all(norms(model.heads))
