@@ -116,11 +116,13 @@ def test_tables_and_verdicts_from_records(house):
     assert table.loc["LC", ("paper", "VOC12 val")] == published("2", "LC", "mIoU").value
     assert table.loc["LC", (ev.label, "val")] == pytest.approx(90) and pd.isna(table.loc["MC", (ev.label, "val")])
     gain = verdicts.difference(ev, "lc-0.985", "dsn")
-    assert gain.low > 0 and gain.verdict(+1) == "reproduced in sign" and gain.verdict(-1) == "contradicted"
+    assert gain.low > 0 and gain.verdict(+1) == "reproduced" and gain.verdict(-1).startswith("not:") and gain.verdict(+50).startswith("in part")
     same = verdicts.difference(ev, "irnet", "dsn")
     assert same.value == 0 and same.verdict(+1).startswith("not shown") and same.verdict(-0.07, effect=False).startswith("reproduced")
+    wide = verdicts.Difference(0.1, -2, 2, 9, "val")
+    assert wide.verdict(0.0, effect=False).startswith("not shown") and gain.verdict(0.0, effect=False).startswith("not:")
     sentences = verdicts.method_verdicts(ev)
-    assert len(sentences) == 3 and "+1.21" in sentences[1] and "reproduced in sign" in sentences[1]
+    assert len(sentences) == 3 and "+1.21" in sentences[1] and "**reproduced**" in sentences[1]
     sources = tables.sources(ev)
     assert list(sources.index) == ["initial", "dsn", "lc-0.985", "irnet"] and "records/dsn-" in sources.loc["dsn", "record"]
     with pytest.raises(InputError, match="no record of camvid-lite/mc; make it with `make reproduce PROFILE=camvid-lite`"):

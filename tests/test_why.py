@@ -24,19 +24,34 @@ def planted(value: float, spread: float) -> np.ndarray:
     return value + np.append(0, spread * np.linspace(-1, 1, 200))
 
 
-@pytest.mark.parametrize("before, after, said", [
-    ((-2, 0.3), (-0.1, 0.3), "explains it (95 %)"), ((-2, 0.3), (-1, 0.2), "explains part (50 %)"), ((2, 0.3), (1, 0.2), "explains part (50 %)"),
-    ((-2, 0.3), (1, 0.2), "explains it (150 %)"), ((-2, 0.3), (-2.05, 0.5), "ruled out: no effect shown"),
-    ((-2, 0.3), (-3, 0.2), "ruled out: the difference grows by 50 %"), ((-0.1, 0.3), (1, 0.2), "no difference to explain")])
-def test_a_cause_counts_by_what_its_removal_does(before, after, said):
-    """Losses and gains alike; nothing is said without an interval that leaves out zero."""
-    assert why.said(planted(*before), planted(*after)) == said
+@pytest.mark.parametrize("before, after, better, said", [
+    ((-2, 0.3), (-0.1, 0.3), 1.9, "explains it (95 %)"), ((-2, 0.3), (-1, 0.2), 1, "explains part (50 %)"), ((2, 0.3), (1, 0.2), -1, "explains part (50 %)"),
+    ((-2, 0.3), (1, 0.2), 3, "explains it (150 %)"), ((-2, 0.3), (-2.05, 0.5), 0, "no effect shown"),
+    ((-2, 0.3), (-3, 0.2), -1, "the difference grows by 50 %"), ((-0.1, 0.3), (1, 0.2), 1, "nothing to explain"),
+    ((-2, 0.3), (-0.5, 0.2), -1, "control worse: the difference shrinks by 75 %, LC is no better")])
+def test_a_cause_counts_by_what_its_removal_does(before, after, better, said):
+    """Losses and gains alike; nothing is said without an interval that excludes zero, and a worse control explains nothing."""
+    assert why.said(planted(*before), planted(*after), planted(better, 0.1)) == said
 
 
-def test_draws_are_the_paired_bootstrap():
-    """The shared samples give the intervals of metrics.bootstrap_miou, in percent."""
-    first, second = (np.random.default_rng(seed).integers(1, 30, (12, 4, 4)) for seed in (1, 2))
-    assert np.allclose(tables.interval(draws(first) - draws(second)), 100 * np.array(metrics.bootstrap_miou(first, second)))
+def test_draws_are_a_paired_bootstrap(house):
+    """The first is of all images; the others are of images drawn with replacement, the same ones for every array; in percent."""
+    record = fake_record("camvid-lite", "dsn")
+    counts = np.random.default_rng(1).integers(1, 30, (12, 4, 4))
+    first, second = draws(record, counts), draws(record, counts + 5 * np.eye(4, dtype=int))
+    assert first[0] == 100 * metrics.miou(counts.sum(0)) and len(first) == 2001 and (second > first).all()
+    plain = np.random.default_rng(2).integers(12, size=(2000, 12))
+    spread = np.std([100 * metrics.miou(counts[row].sum(0)) for row in plain])
+    assert np.std(first[1:]) == pytest.approx(spread, rel=0.1) and first[1:].mean() == pytest.approx(first[0], abs=spread)
+
+
+def test_frames_of_a_video_are_drawn_in_blocks(house):
+    """Neighbours that are alike carry less than their number: the interval of a video is wider, that of a set of photos is not."""
+    photos, video = (fake_record("camvid-lite", name, data={"name": data}) for name, data in (("dsn", "photos"), ("irnet", "CamVid")))
+    right = np.repeat(np.random.default_rng(0).integers(5, 60, 8), 10)  # stretches of ten like frames
+    counts = np.stack([np.array([[r, 60 - r], [60 - r, r]]) for r in right])
+    widths = [np.ptp(tables.interval(draws(record, counts))[1:]) for record in (photos, video)]
+    assert 2 < widths[1] / widths[0] < 4, "about the root of ten"
 
 
 def test_missing_runs_say_so(house):
@@ -44,7 +59,7 @@ def test_missing_runs_say_so(house):
     ev = evidence(dsn=0, lc_0p985=40)
     table, found = why.changes(ev), why.causes(ev)
     assert table.loc["lc-0.985", ("val", "over control")].startswith("+") and (table.loc["lc-halo-2", "val"] == why.MISSING).all()
-    assert set(found["so"]) == {why.MISSING} and why.summary(found)[0].startswith("**Not run yet**: context missing")
+    assert set(found["so"]) == {why.MISSING} and why.summary(found)[0].startswith("**Not run yet**\n\n- context missing")
     assert why.MISSING in why.account(ev) and why.MISSING in why.readings(ev)
     assert list(why.halo_points(ev)) == ["trained with the halo"]
     gains = why.seeds(evidence("camvid", dsn=0, lc_0p985=40)).loc["lc-0.985 over dsn", "val"]
@@ -52,16 +67,17 @@ def test_missing_runs_say_so(house):
 
 
 def test_causes_and_summary(house):
-    """A change that brings LC level with its control explains the difference; one that moves nothing is ruled out."""
+    """A change that brings LC level with its control explains the difference; one that moves nothing shows no effect."""
     ev = evidence(dsn=40, lc_0p985=0, lc_halo_2=40, dsn_long=40, lc_long=0)
     found = why.causes(ev)
     so = found.reset_index().set_index(["run", "split"])["so"]
-    assert so["lc-halo-2", "val"] == so["lc-halo-2", "test"] == "explains it (100 %)" and so["lc-long", "val"].startswith("ruled out")
+    assert so["lc-halo-2", "val"] == so["lc-halo-2", "test"] == "explains it (100 %)" and so["lc-long", "val"] == "no effect shown"
     lines = why.summary(found)
-    assert lines[0].startswith("**Explains it, or part of it**: context missing at region borders (2 cells given back) (val: explains it")
-    assert lines[1] == "**Ruled out**: too short a cascade training."
+    assert lines[0].startswith("**Explains it, or part of it**\n\n- context missing at region borders (2 cells given back): val: explains it")
+    assert lines[1] == "**No effect shown**\n\n- too short a cascade training"
     ev["lc-long"].arrays["confusions_test"] = ev["dsn-long"].arrays["confusions_test"]
-    assert why.summary(why.causes(ev))[1].startswith("**The splits disagree**: too short a cascade training (val: ruled out: no effect shown; test: explains")
+    lines = why.summary(why.causes(ev))
+    assert lines[1].startswith("**The splits disagree**\n\n- too short a cascade training: val: no effect shown; test: explains")
 
 
 def test_account_adds_up(house):
@@ -71,7 +87,7 @@ def test_account_adds_up(house):
     ev["study-context"].values["study"] = STUDY
     ev["study-context"].arrays["confusions"] = np.stack([lc, lc, dsn] * 2)
     text = why.account(ev)
-    assert text.count(why.words(draws(lc) - draws(dsn))) == 2 and "+0.00 [+0.00, +0.00]" in text and "100 % of the difference" in text
+    assert text.count(why.words(why.gain(ev, "lc-0.985", "dsn", "val"))) == 2 and "+0.00 [+0.00, +0.00]" in text and "100 % of the difference" in text
 
 
 def test_cells_that_a_halo_computes(house):
@@ -99,7 +115,7 @@ def test_a_data_set_without_test_labels(house):
     assert ev.splits == ("val",)
     shown = verdicts.readme_block(ev) + " ".join(verdicts.answers(ev) + verdicts.method_verdicts(ev))
     assert "on val" in shown and not any(word in shown for word in ("mIoU test", "on test", "(test)", "stand-in) test"))
-    assert systems.systems(ev).loc["DSN", "LC less it"].startswith("+") and len(systems.by_class(ev)) == 3
+    assert systems.systems(ev).loc["DSN", "LC - it, points"].startswith("+") and len(systems.by_class(ev)) == 3
     assert why.changes(ev).loc["lc-0.985", ("val", "over control")].startswith("+")
 
 
@@ -131,7 +147,7 @@ def test_tables_of_systems(house, monkeypatch, name):
 
 
 def test_times_reach_the_tables(house, monkeypatch):
-    """Milliseconds come from the systems' file of the device; a study brings its own seconds; Fig. 7a gets its outside points."""
+    """Milliseconds come from the systems' file of the device; a study stands for its last variant of LC; Fig. 7a gets its outside points."""
     monkeypatch.setattr(systems, "listed", lambda _: LINES)
     folder = house / "results" / "camvid-lite" / "bench"
     folder.mkdir(parents=True)
@@ -139,14 +155,14 @@ def test_times_reach_the_tables(house, monkeypatch):
     (folder / "systems-test.json").write_text(json.dumps({"device": "test", "rows": rows}))
     ev = evidence(dsn=0, lc_0p985=40)
     ev.records["segnet"] = fake_record("camvid-lite", "irnet", parameters=5_000_000)
-    ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["none", "CRF"], "miou": [0.5, 0.6], "seconds": [1, 2]})
+    ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["LC", "LC, CRF", "DSN"], "miou": [0.5, 0.6, 0.7], "seconds": [1, 2, 3]})
     row = systems.table(ev, "3")[0][ev.label].loc["SegNet"]
     assert (row["ms"], row["images/s"], row["M parameters"]) == (8, 125, 5)
     assert systems.table(ev, "poster")[0][ev.label].isna().all(axis=None)
     (house / "results" / "bench").mkdir()
     (house / "results" / "bench" / "poster-test.json").write_text(json.dumps({"device": "test", "rows": [{**rows[0], "system": "vgg16", "ms": 20.0}]}))
     assert list(systems.table(ev, "poster")[0][ev.label].loc["VGG16"]) == [5e-6, 20, 50]
-    assert list(systems.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val", "images/s"]]) == ["study-crf: CRF", 60, 0.5]
+    assert list(systems.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val"]]) == ["study-crf: LC, CRF", 60]
     bench = {"experiment": "lc-0.985", "device": "test", "rows": [{"rho": rho, "ms": 1, "ms_low": 1, "ms_high": 1, "speedup": 1, "stage_ms": [1]}
                                                                   for rho in (None, *map(float, tables.columns("1", "mIoU")))]}
     points = tables.speed_points(ev, bench)
@@ -161,15 +177,15 @@ def test_border_table(house):
     ev.records["study-border"] = fake_record("camvid-lite", "study-context", study={"depths": [1, 3], "networks": ["LC", "all", "DSN"]})
     ev["study-border"].arrays["counts"] = np.stack([one] * 5)
     table = why.border(ev)
-    assert list(table.index) == ["left at stage 1", "1 to 2 cells deep", "3 cells deep and more"] and list(table["pixels"]) == [80, 10, 10]
-    assert table.loc["1 to 2 cells deep", ["LC", "all", "DSN", "LC - DSN", "share of what LC loses"]].tolist() == [40, 70, 80, "-40.00 [-40.00, -40.00]", 100]
+    assert list(table.index) == ["decided in stage 1", "1 to 2 cells deep", "3 cells deep and more"] and list(table["share of all pixels"]) == [80, 10, 10]
+    assert table.loc["1 to 2 cells deep", ["LC right", "all right", "DSN right", "LC - DSN", "share of what LC loses"]].tolist() == [40, 70, 80, "-40.00 [-40.00, -40.00]", 100]
 
 
 def test_easy_pixels_count_from_every_cell(house):
     """The loss on easy pixels is one change of the run that computes every cell, not a second one of plain LC; that run computes all."""
     found = why.causes(ev := evidence(dsn=40, lc_0p985=0, lc_everywhere=20, lc_easy=20))
     rows = found[found["run"] == "lc-easy"]
-    assert (rows["moved by"] == "+0.00 [+0.00, +0.00]").all() and (rows["so"] == "ruled out: no effect shown").all()
+    assert (rows["moved by"] == "+0.00 [+0.00, +0.00]").all() and (rows["so"] == "no effect shown").all()
     assert (found[found["run"] == "lc-everywhere"]["so"] != rows["so"].iloc[0]).all()
     ev["lc-everywhere"]["config"]["model"]["halo"] = why.EVERYWHERE
     assert why.computed(ev, "lc-everywhere") == ([1.0] * 3, True)

@@ -57,8 +57,9 @@ def execute(name: str, given: dict[str, str], target: Path) -> Path:
         failed = part.rename(target.with_suffix(".failed.ipynb"))
         raise InputError(f"notebook {name} failed: {error.ename}: {error.evalue}; the executed copy is {failed}") from None
     notebook = json.loads(part.read_text())
-    for cell in _tagged(notebook, "parameters"):  # the cell that papermill injected below it says what this run had
-        cell["metadata"]["tags"].append("remove-input")
+    for tag, shown in (("parameters", "remove-input"), ("injected-parameters", "hide-input")):  # what papermill injected says what this run had
+        for cell in _tagged(notebook, tag):
+            cell["metadata"]["tags"].append(shown)
     part.write_text(json.dumps(notebook, indent=1))
     part.replace(target)
     return target

@@ -9,8 +9,7 @@ import pandas as pd
 from lc import paths
 from lc.report.claims import link, listed
 from lc.experiments import BEST_RHO
-from lc.report.tables import Evidence, draws, paper_and_ours, percent, printed, speed_files, system_times
-from lc.report.why import MISSING, gain, words
+from lc.report.tables import MISSING, Evidence, gain, paper_and_ours, percent, printed, speed_files, system_times, variant, words
 
 LC = f"lc-{BEST_RHO}"
 QUOTED = "published row only"
@@ -54,7 +53,7 @@ def coverage(ev: Evidence) -> pd.DataFrame:
         made = line["on"].split()
         lacking = [word for word in made if missing(ev, word)]
         files = [ev[name].path.name for name in made if name in ev.records]
-        state = QUOTED if made == ["published"] else f"missing: {', '.join(lacking)}" if lacking else "done"
+        state = QUOTED if made == ["published"] else f"missing: {', '.join(lacking)}" if lacking else "substitute" if line["note"] else "done"
         rows.append({"place": line["where"], "row or panel": line["row"], "page": link(line["page"]), "made from": ", ".join(made),
                      "records": " ".join(f'<a href="records/{file}">{file}</a>' for file in files),
                      "state": state + (f" ({line['note']})" if line["note"] else "")})
@@ -63,19 +62,20 @@ def coverage(ev: Evidence) -> pd.DataFrame:
 
 def summary(table: pd.DataFrame) -> str:
     """How much of the paper has its live counterpart, in one sentence."""
-    kinds = table["state"].str.extract(f"^({QUOTED}|missing|done)")[0].value_counts()
+    kinds = table["state"].str.extract(f"^({QUOTED}|missing|substitute|done)")[0].value_counts()
     return f"Of {len(table)} table rows and figure panels: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()) + "."
 
 
 def numbers(ev: Evidence, made: list[str]) -> dict:
     """Our cells of a row: the run, mIoU (percent), millions of parameters, milliseconds and images per second of one image. A study
-    stands for its last variant."""
+    stands for the last of its variants of LC."""
     if made == ["published"]:
         return {"run": QUOTED}
     name, cells = made[0], {}
     if name in ev.records and "study" in ev[name].values:
         study = ev[name]["study"]
-        cells |= {"run": f"{name}: {study['variants'][-1]}", "mIoU val": 100 * study["miou"][-1], "ms": 1e3 * study["seconds"][-1]}
+        last = max(i for i, variant in enumerate(study["variants"]) if variant.startswith("LC"))
+        cells |= {"run": f"{name}: {study['variants'][last]}", "mIoU val": 100 * study["miou"][last]}
     elif name in ev.records:
         cells |= {"run": name, **{f"mIoU {split}": percent(ev[name], split) for split in ev.splits}, "M parameters": ev[name]["parameters"] / 1e6}
     elif ":" not in name:
@@ -100,9 +100,9 @@ def table(ev: Evidence, name: str) -> list[pd.DataFrame]:
 
 def systems(ev: Evidence) -> pd.DataFrame:
     """All systems under one budget, and LC less each of them with its interval, in points (test, where there is one)."""
-    rows = {title: {**numbers(ev, [name, f"time:{name}"]), "LC less it": "" if name == LC else words(gain(ev, LC, name, ev.splits[-1]))}
+    rows = {title: {**numbers(ev, [name, f"time:{name}"]), "LC - it, points": "" if name == LC else words(gain(ev, LC, name, ev.splits[-1]))}
             for name, title in SYSTEMS.items()}
-    return pd.DataFrame(rows).T.reindex(columns=[*FULL[:3], "LC less it", *FULL[3:]])
+    return pd.DataFrame(rows).T.reindex(columns=[*FULL[:3], "LC - it, points", *FULL[3:]])
 
 
 def by_class(ev: Evidence) -> pd.DataFrame:
@@ -119,14 +119,14 @@ def backbones(ev: Evidence) -> pd.DataFrame:
         for split in ev.splits:
             cells = {row: percent(ev[name], split) for row, name in (("DSN", dsn), ("LC", lc)) if name in ev.records}
             decided = ev[lc]["metrics"][split]["decided"] if lc in ev.records else [float("nan")] * 2
-            rows[title, split] = {**cells, "LC less DSN": words(gain(ev, lc, dsn, split)), "stage 1": 100 * decided[0], "stage 2": 100 * decided[1]}
-    return pd.DataFrame(rows).T.reindex(columns=["DSN", "LC", "LC less DSN", "stage 1", "stage 2"])
+            rows[title, split] = {**cells, "LC - DSN": words(gain(ev, lc, dsn, split)), "stage 1": 100 * decided[0], "stage 2": 100 * decided[1]}
+    return pd.DataFrame(rows).T.reindex(columns=["DSN", "LC", "LC - DSN", "stage 1", "stage 2"])
 
 
 def variants(ev: Evidence, name: str) -> pd.DataFrame | None:
     """A study of test-time options: mIoU (percent, val), gain over its first variant with interval, seconds per image; None if not run."""
     if name not in ev.records:
         return None
-    study, scores = ev[name]["study"], [draws(c) for c in ev[name].arrays["confusions"]]
+    study, scores = ev[name]["study"], [variant(ev[name], variant_) for variant_ in ev[name]["study"]["variants"]]
     return pd.DataFrame({"mIoU": 100 * pd.Series(study["miou"]), "over the first": [words(s - scores[0]) for s in scores],
                          "seconds per image": study["seconds"]}).set_axis(study["variants"]).rename_axis(f"on {len(ev[name].arrays['confusions'][0])} val images")

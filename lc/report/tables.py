@@ -15,6 +15,8 @@ from lc.errors import InputError
 from lc.experiments import BEST_RHO, Profile, catalogue, profile
 from lc.paper import all_published, columns
 
+VIDEO = {"CamVid": 10}  # data sets whose images are frames of videos: frames in a block of the bootstrap
+MISSING = "not run yet"
 METHODS = {"IRNet": "irnet", "DSN": "dsn", "DSN + Dropout": "dsn-dropout", "MC": "mc", "LC": f"lc-{BEST_RHO}"}
 
 
@@ -65,18 +67,39 @@ def percent(record: records.Record, split: str) -> float:
     return 100 * record["metrics"][split]["miou"]
 
 
-def draws(confusions: np.ndarray, score=metrics.miou, number: int = 2000) -> np.ndarray:
-    """(1 + number, ...) a score in percent from per-image confusions (N, K, K): of all images, then of bootstrap samples of them.
+def draws(record: records.Record, counts: str | np.ndarray, score=metrics.miou, number: int = 2000) -> np.ndarray:
+    """(1 + number, ...) a score in percent from per-image counts (N, ...) of a record, an array or its name: of all images, then of bootstrap
+    samples of them. Frames of one video resemble their neighbours, so there blocks of consecutive frames are drawn (circular block bootstrap).
 
-    Equal N gives equal samples, so sums and differences of draws are paired (as in lc.metrics.bootstrap_miou)."""
-    n = len(confusions)
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=number)
-    return 100 * score(np.tensordot(np.vstack([np.ones(n), drawn]), confusions, axes=1))
+    Equal N gives equal samples, so sums and differences of draws are paired."""
+    counts = record.arrays[counts] if isinstance(counts, str) else counts
+    n, block = len(counts), VIDEO.get(record["data"]["name"], 1)
+    starts = np.random.default_rng(0).integers(n, size=(number, -(-n // block), 1))
+    chosen = ((starts + np.arange(block)) % n).reshape(number, -1)[:, :n]
+    times = np.stack([np.ones(n), *(np.bincount(row, minlength=n) for row in chosen)])
+    return 100 * score(np.tensordot(times, counts, axes=1))
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float, float]:
     """(value, low, high) of draws (D,): all images, and the 95 % percentile interval."""
     return drawn[0], *np.quantile(drawn[1:], [0.025, 0.975])
+
+
+def words(drawn: np.ndarray | None) -> str:
+    """A difference with its interval, in points."""
+    return MISSING if drawn is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval(drawn))
+
+
+def gain(ev: Evidence, a: str, b: str, split: str) -> np.ndarray | None:
+    """Draws of the mIoU of run a less that of b, in points; None if one has no record."""
+    if not {a, b} <= set(ev.records):
+        return None
+    return draws(ev[a], f"confusions_{split}") - draws(ev[b], f"confusions_{split}")
+
+
+def variant(record: records.Record, name: str) -> np.ndarray:
+    """Draws of the mIoU of one variant of a study, in percent."""
+    return draws(record, record.arrays["confusions"][record["study"]["variants"].index(name)])
 
 
 def printed(table: str) -> pd.DataFrame:
@@ -219,7 +242,7 @@ def context_table(record: records.Record) -> pd.DataFrame:
     """What a region reads outside itself: mIoU (percent), its difference to `zeros` with its interval, cells computed (percent)."""
     study = record["study"]
     names = [(network, variant) for network in study["networks"] for variant in study["variants"]]
-    scores = dict(zip(names, map(draws, record.arrays["confusions"])))
+    scores = {name: draws(record, counts) for name, counts in zip(names, record.arrays["confusions"])}
     rows = {}
     for name, computed in zip(names, study["computed"]):
         _, low, high = interval(scores[name] - scores[name[0], study["variants"][0]])

@@ -13,11 +13,10 @@ from lc.speed import cost
 from lc.cascade import build_irnet_lc
 from lc.experiments import EVERYWHERE, catalogue
 from lc.studies import OUTSIDE
-from lc.report.tables import METHODS, Evidence, draws, interval, percent
+from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, percent, variant, words
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
-MISSING = "not run yet"
 BEFORE = {"lc-easy": "lc-everywhere"}  # what a change is counted from, where not from plain LC
 CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
           "lc-dense-read": "zeros where a window could read the stage's input", "lc-features": "zeros where it could read features of the stage before",
@@ -27,18 +26,6 @@ CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' *
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
 UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "full width, depth and resolution")
-
-
-def words(drawn: np.ndarray | None) -> str:
-    """A difference with its interval, in points."""
-    return MISSING if drawn is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval(drawn))
-
-
-def gain(ev: Evidence, a: str, b: str, split: str) -> np.ndarray | None:
-    """Draws of the mIoU of run a less that of b, in points; None if one has no record."""
-    if not {a, b} <= set(ev.records):
-        return None
-    return draws(ev[a].arrays[f"confusions_{split}"]) - draws(ev[b].arrays[f"confusions_{split}"])
 
 
 def computed(ev: Evidence, name: str) -> tuple[list[float], bool] | None:
@@ -73,40 +60,46 @@ def changes(ev: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("run")
 
 
-def said(before: np.ndarray, after: np.ndarray) -> str:
-    """What a change says of its cause, from draws of LC's gain without and with it. A word needs an interval that leaves out zero."""
+def said(before: np.ndarray, after: np.ndarray, better: np.ndarray) -> str:
+    """What a change says of its cause, from draws of LC's gain without and with it, and of what it does to LC itself. A word needs an interval
+    that excludes zero, and a loss that shrinks only because the control gets worse explains nothing."""
     clear = lambda drawn: np.prod(interval(drawn)[1:]) > 0
     if not clear(before):
-        return "no difference to explain"
+        return "nothing to explain"
     if not clear(after - before):
-        return "ruled out: no effect shown"
+        return "no effect shown"
     share = 100 * (before - after)[0] / before[0]
     if share < 0:
-        return f"ruled out: the difference grows by {-share:.0f} %"
+        return f"the difference grows by {-share:.0f} %"
+    if before[0] < 0 and interval(better)[1] <= 0:
+        return f"control worse: the difference shrinks by {share:.0f} %, LC is no better"
     return f"explains it ({share:.0f} %)" if not clear(after) or share >= 100 else f"explains part ({share:.0f} %)"
 
 
 def causes(ev: Evidence) -> pd.DataFrame:
-    """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, and what follows."""
+    """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, what it does to LC, and what follows."""
     entries, rows = catalogue(ev.profile.name), {}
     for name, cause in [(name, cause) for name, cause in CAUSES.items() if name in entries]:
+        plain = BEFORE.get(name, LC)
         for split in ev.splits:
-            before, after = gain(ev, BEFORE.get(name, LC), DSN, split), gain(ev, name, entries[name].control, split)
-            verdict = MISSING if before is None or after is None else "smoke run" if ev.profile.tier == "smoke" else said(before, after)
-            rows[cause, split] = {"run": name, "gain with the change": words(after), "moved by": words(None if after is None or before is None else after - before), "so": verdict}
+            before, after, better = gain(ev, plain, DSN, split), gain(ev, name, entries[name].control, split), gain(ev, name, plain, split)
+            known = before is not None and after is not None
+            verdict = MISSING if not known else "smoke run" if ev.profile.tier == "smoke" else said(before, after, better)
+            rows[cause, split] = {"run": name, "gain with the change": words(after), "moved by": words(after - before if known else None),
+                                  "LC itself": words(better), "so": verdict}
     return pd.DataFrame(rows).T.rename_axis(["cause", "split"])
 
 
 def summary(table: pd.DataFrame) -> list[str]:
-    """The causes by what became of them; a cause counts where both splits say the same kind of thing."""
+    """The causes by what became of them, as lists; a cause counts where both splits say the same kind of thing."""
     groups: dict[str, list[str]] = {}
     for cause, so in table["so"].groupby(level=0, sort=False):
         (kind, *others), said_ = so.str.split().str[0].unique(), "; ".join(f"{split}: {text}" for (_, split), text in so.items())
-        groups.setdefault("mixed" if others else kind, []).append(cause + (f" ({said_})" if kind == "explains" or others else ""))
-    heads = {"explains": "Explains it, or part of it", "mixed": "The splits disagree", "ruled": "Ruled out", "no": "No difference to explain",
-             "not": "Not run yet", "smoke": "Smoke runs, no verdict"}
-    return [f"**{head}**: {'; '.join(groups[kind])}." for kind, head in heads.items() if kind in groups] + [
-        f"**Not tested here**: {'; '.join(UNTESTED)}."]
+        groups.setdefault("mixed" if others else kind, []).append(f"{cause}: {said_}" if kind in ("explains", "control") or others else cause)
+    heads = {"explains": "Explains it, or part of it", "mixed": "The splits disagree", "control": "The control gets worse, LC no better",
+             "the": "The difference grows", "no": "No effect shown", "nothing": "Nothing to explain", "not": "Not run yet", "smoke": "Smoke runs, no verdict"}
+    listed = {heads[kind]: groups[kind] for kind in heads if kind in groups} | {"Not tested here": UNTESTED}
+    return [f"**{head}**\n" + "".join(f"\n- {cause}" for cause in found) for head, found in listed.items()]
 
 
 def account(ev: Evidence) -> str:
@@ -114,11 +107,11 @@ def account(ev: Evidence) -> str:
     study, total = ev.records.get("study-context"), gain(ev, LC, DSN, "val")
     if study is None or total is None:
         return f"The account needs `study-context`, LC and DSN: {MISSING}."
-    whole, zeros = (draws(study.arrays["confusions"][study["study"]["variants"].index(v)]) for v in ("everything", "zeros"))
-    learned = whole - draws(ev[DSN].arrays["confusions_val"])
-    text = (f"LC less DSN on val: {words(total)} points. Let LC decide as it does but compute everything: {words(learned)}, which is what its "
-            f"training and its early decisions change. What windows find outside their region (zeros) changes the rest: {words(zeros - whole)}")
-    return text + (f", {100 * (zeros - whole)[0] / total[0]:.0f} % of the difference." if np.prod(interval(total)[1:]) > 0 else ".")
+    whole, zeros = (variant(study, name) for name in ("everything", "zeros"))
+    learned, unread = whole - draws(ev[DSN], "confusions_val"), zeros - whole
+    text = (f"On val LC less the DSN is {words(total)} points. If the same trained LC computes every cell, at the same rho, {words(learned)} remain: that is "
+            f"what its training and its early decisions change. The rest, {words(unread)}, is what windows miss that find zeros outside their region")
+    return text + (f" ({100 * unread[0] / total[0]:.0f} % of the difference)." if np.prod(interval(total)[1:]) > 0 else ".")
 
 
 def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
@@ -143,11 +136,11 @@ def border(ev: Evidence) -> pd.DataFrame:
     """Where the drop sits (val), by depth in stage 2's region: pixels, how many are right, LC less DSN, share of what LC loses net (percent)."""
     record = ev["study-border"]
     counts, depths, total = record.arrays["counts"], record["study"]["depths"], record.arrays["counts"].sum(0).astype(float)
-    names = ["left at stage 1", *(f"{a} cells deep and more" if b is None else f"{a} cell{'s' * (a > 1)} deep" if a == b else f"{a} to {b} cells deep" for a, b in zip(depths, [*(d - 1 for d in depths[1:]), None]))]
-    apart = draws(counts, lambda c: (c[..., 1] - c[..., 3]) / np.maximum(c[..., 0], 1))
+    names = ["decided in stage 1", *(f"{a} cells deep and more" if b is None else f"{a} cell{'s' * (a > 1)} deep" if a == b else f"{a} to {b} cells deep" for a, b in zip(depths, [*(d - 1 for d in depths[1:]), None]))]
+    apart = draws(record, counts, lambda c: (c[..., 1] - c[..., 3]) / np.maximum(c[..., 0], 1))
     lost = total[:, 3] - total[:, 1]
-    return pd.DataFrame({"pixels": 100 * total[:, 0] / total[:, 0].sum(),
-                         **{name: 100 * total[:, i] / np.maximum(total[:, 0], 1) for i, name in enumerate(record["study"]["networks"], start=1)},
+    return pd.DataFrame({"share of all pixels": 100 * total[:, 0] / total[:, 0].sum(),
+                         **{f"{name} right": 100 * total[:, i] / np.where(total[:, 0] > 0, total[:, 0], np.nan) for i, name in enumerate(record["study"]["networks"], start=1)},
                          "LC - DSN": [words(d) for d in apart.T], "share of what LC loses": 100 * lost / lost.sum() if lost.sum() else np.nan}, index=names)
 
 
@@ -166,7 +159,7 @@ def seeds(ev: Evidence) -> pd.DataFrame:
 
 def by_class(ev: Evidence, split: str) -> pd.DataFrame:
     """IoU of LC and DSN by class, and LC less DSN with its interval, in percent."""
-    drawn = {name: draws(ev[name].arrays[f"confusions_{split}"], metrics.iou) for name in (LC, DSN)}
+    drawn = {name: draws(ev[name], f"confusions_{split}", metrics.iou) for name in (LC, DSN)}
     gains = drawn[LC] - drawn[DSN]
     low, high = pd.DataFrame(gains[1:]).quantile([0.025, 0.975]).to_numpy()  # blind to samples without a class
     return pd.DataFrame({"DSN": drawn[DSN][0], "LC": drawn[LC][0], "LC - DSN": gains[0], "low": low, "high": high},
@@ -179,14 +172,13 @@ def class_verdict(table: pd.DataFrame, split: str) -> str:
     for word, chosen in (("ahead", table["low"] > 0), ("behind", table["high"] < 0)):
         names = [f"{name} ({value:+.1f})" for name, value in table.loc[chosen, "LC - DSN"].sort_values().items()]
         parts.append(f"{word} in {len(names)} of {len(table)} classes" + (f" ({', '.join(names)})" if names else ""))
-    return f"On {split}, LC is " + " and ".join(parts) + "; elsewhere the interval holds zero."
+    return f"On {split}, LC is " + " and ".join(parts) + "; elsewhere the interval includes zero."
 
 
 def readings(ev: Evidence) -> str:
     """Both readings of what a window finds outside its region, in mIoU: trained so, and changed at test time only."""
     parts = [f"trained so, on {split}: {words(gain(ev, 'lc-dense-read', LC, split))}" for split in ev.splits]
     if "study-context" in ev.records:
-        study = ev["study-context"]
-        other, zeros = (draws(study.arrays["confusions"][study["study"]["variants"].index(v)]) for v in ("the stage's input", "zeros"))
+        other, zeros = (variant(ev["study-context"], name) for name in ("the stage's input", "zeros"))
         parts.append(f"changed at test time only, on val: {words(other - zeros)}")
     return "mIoU of LC that reads the stage's input outside a region, less that of LC that reads zeros, in points: " + "; ".join(parts) + "."
