@@ -5,9 +5,8 @@ initial training and `cascade_epochs` after it. LC, DSN (LC at rho = 1: Sec. 4.1
 initial weights; IRNet and MC, which have no such common start, train from the beginning within one run. MC trains each stage
 for half the epochs: a stage costs less than the network, so this is about the same computing time.
 
-Beside the paper's own runs there are groups: `why` changes one thing of LC's cascade training at a time (`pretraining` is what one of
-its changes starts from), `systems` are the
-networks that the paper compares with, `networks` is LC on other backbones, `seeds` repeats the main runs.
+Beside the paper's own runs there are those that change one thing of LC's cascade training at a time (group "why"), the systems that the
+paper compares with, LC on other backbones, and the main runs from other seeds.
 """
 import shutil
 import subprocess
@@ -20,7 +19,6 @@ from lc.paper import columns
 EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
-TIERS = ("smoke", "stand-in", "full")
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -43,7 +41,6 @@ class Profile:
     lr: float
     cascade_lr: float
     epoch_seconds: float
-    groups: tuple[str, ...] = ("paper", "studies", "why", "pretraining", "systems", "networks")
     seeds: tuple[int, ...] = (0,)                   # the first is that of all runs; the main ones are repeated with the others
     freeze_bn: bool = False                         # also in initial training, which then needs pretrained weights
 
@@ -61,7 +58,7 @@ class Experiment:
     publish: bool = False
     sweep: bool = True
     study: str = ""
-    group: str = "paper"
+    group: str = ""  # "why": one thing of LC changed
     control: str = ""
 
 
@@ -110,7 +107,7 @@ def catalogue(name: str) -> dict[str, Experiment]:
     """Every run of a profile, in the order in which they can be made."""
     p = profile(name)
     entries = [*_paper(p), *_why(p), *_systems(p), *_networks(p), *_seeds(p)]
-    return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries if e.group in (*p.groups, "seeds")}
+    return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries}
 
 
 def _initial(p: Profile, seed: int) -> RunConfig:
@@ -148,7 +145,7 @@ def _paper(p: Profile) -> list[Experiment]:
             Experiment("dsn-dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}", dropout, 0, (("2", "DSN + Dropout", "mIoU"),)),
             Experiment("irnet", "IRNet: the last head alone", _irnet(p, initial), 0, (("2", "IRNet", "mIoU"),), sweep=False),
             Experiment("mc", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed", mc, 0, (("2", "MC", "mIoU"),)),
-            *(Experiment(f"study-{study}", title, best, 0, sweep=False, study=study, group="studies") for study, (_, title) in STUDIES.items())]
+            *(Experiment(f"study-{study}", title, best, 0, sweep=False, study=study) for study, (_, title) in STUDIES.items())]
 
 
 def _why(p: Profile) -> list[Experiment]:
@@ -177,8 +174,8 @@ def _pretrained(p: Profile) -> list[Experiment]:
         return []
     first = replace(_initial(p, p.seeds[0]), data=DataConfig("shapes"), train=replace(p.train, crop=(128, 128)), phases=(Phase(p.epochs // 2, p.lr),))
     initial = replace(_initial(p, p.seeds[0]), start=first)
-    return [Experiment("pretraining", "initial training on procedural images", first, 0, sweep=False, group="pretraining"),
-            Experiment("initial-pretrained", "initial training from these weights", initial, 0, sweep=False, group="pretraining"),
+    return [Experiment("pretraining", "initial training on procedural images", first, 0, sweep=False),
+            Experiment("initial-pretrained", "initial training from these weights", initial, 0, sweep=False),
             *(Experiment(f"{row}-pretrained", f"{row.upper()}, pretrained on procedural images", _tuned(p, rho, initial), 0, sweep=False, group="why",
                          control=control) for row, rho, control in (("dsn", 1.0, "dsn"), ("lc", float(BEST_RHO), "dsn-pretrained")))]
 
@@ -191,10 +188,11 @@ def _systems(p: Profile) -> list[Experiment]:
         return replace(_initial(p, p.seeds[0]), model=ModelConfig(network, p.model.weights, p.model.width), phases=phases)
 
     runs = {network: run(network) for network in ("fcn8s", "segnet", "deeplab", "deeplab-v2", "dilation")}
-    crf_rnn = run("crf-rnn")
-    runs["crf-rnn"] = replace(crf_rnn, phases=crf_rnn.phases[1:], start=runs["fcn8s"])
+    if p.data.name != "cityscapes":  # whose images would need filters of 69 GB each
+        crf_rnn = run("crf-rnn")
+        runs["crf-rnn"] = replace(crf_rnn, phases=crf_rnn.phases[1:], start=runs["fcn8s"])
     cells = {"segnet": (("3", "SegNet", "mIoU"),), "deeplab-v2": (("3", "DeepLab-v2", "mIoU"),)}
-    return [Experiment(name, f"{SYSTEMS[name]}, the same training", r, 0, cells.get(name, ()), sweep=False, group="systems") for name, r in runs.items()]
+    return [Experiment(name, f"{SYSTEMS[name]}, the same training", r, 0, cells.get(name, ()), sweep=False) for name, r in runs.items()]
 
 
 def _networks(p: Profile) -> list[Experiment]:
@@ -204,7 +202,7 @@ def _networks(p: Profile) -> list[Experiment]:
     for name, model in {**models, "aspp": replace(p.model, head="aspp")}.items():
         initial = replace(_initial(p, p.seeds[0]), model=model)
         runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), "lc": _tuned(p, rho, initial)}
-        entries += [Experiment(f"{name}-{row}", f"{row} on {name}", run, 0, sweep=row == "lc", group="networks",
+        entries += [Experiment(f"{name}-{row}", f"{row} on {name}", run, 0, sweep=row == "lc",
                                control=f"{name}-dsn" if row == "lc" else "") for row, run in runs.items()]
     return entries
 
@@ -217,7 +215,7 @@ def _seeds(p: Profile) -> list[Experiment]:
         best = _tuned(p, rho, initial)
         runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), f"lc-{BEST_RHO}": best,
                 "lc-halo-2": replace(best, model=replace(p.model, halo=2)), "irnet": _irnet(p, initial)}
-        entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, 0, sweep=False, group="seeds") for name, run in runs.items()]
+        entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, 0, sweep=False) for name, run in runs.items()]
     return entries
 
 

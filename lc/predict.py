@@ -58,12 +58,11 @@ def _input(model: nn.Module, image: np.ndarray, height: int | None) -> Tensor:
 def predict(model: nn.Module, image: np.ndarray, rho: float, height: int | None = None) -> Prediction:
     """Label, stage and confidence maps of one image of any size; `height`: rows the network sees (None: the image's own)."""
     x, (rows, cols) = _input(model, image, height), image.shape[:2]
-    start = cost._now(x.device)
+    start = cost.now(x.device)
     out = model(x, check_rho(rho))
-    seconds = cost._now(x.device) - start
-    seen = (rows, cols) if height is None else (height, max(1, round(cols * height / rows)))
-    confidence, labels = upsample(out.log_probs, seen).softmax(1)[0].max(0)
-    stages = cells_to_pixels(out.decided, seen)[0]
+    seconds = cost.now(x.device) - start
+    confidence, labels = upsample(out.log_probs, x.shape[2:]).softmax(1)[0].max(0)
+    stages = cells_to_pixels(out.decided, x.shape[2:])[0]
     resize = lambda x, how: np.array(Image.fromarray(x.cpu().numpy()).resize((cols, rows), how))
     return Prediction(resize(labels.to(torch.uint8), Image.Resampling.NEAREST), resize(stages, Image.Resampling.NEAREST),
                       resize(confidence, Image.Resampling.BILINEAR), out.shares, seconds)
@@ -174,4 +173,4 @@ def difficulty_pictures(model: nn.Module, image: np.ndarray, label: np.ndarray, 
     found = predict(model, image, rho)
     kind = difficulty_sets(label, found.labels, found.confidence, threshold)
     kind[label == IGNORE] = IGNORE
-    return [image, plots.colour(label, spec.palette), plots.colour(kind, [plots.rgb(c) for c in plots.DIFFICULTY.values()])]
+    return [image, plots.colour(label, spec.palette), plots.colour(kind, plots.DIFFICULTY_RGB)]

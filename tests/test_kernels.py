@@ -53,7 +53,7 @@ def test_convolution(dtype, kernel, dilation, share, relu, add):
     region = kernels.DeviceRegion.of(some_mask(share))
     expected = region_conv2d_reference(x.float(), region.mask, weight.float(), bias.float(), dilation) + add * residual.float()
     out = rows_of(residual, region) if add else torch.full((126, 70), 1e4, dtype=dtype)
-    kernels.convolve(rows_of(x, region), kernels.matrix(weight), bias, region, out, kernel, dilation, relu, add)
+    kernels.convolve(rows_of(x, region), weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous(), bias, region, out, kernel, dilation, relu, add)
     expected = (expected.relu() if relu else expected) * region.mask[:, None]
     torch.testing.assert_close(region.scatter(out).float(), expected, atol=5 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert (out[int(region.count):] == out.new_tensor(1e4)).all()

@@ -4,6 +4,7 @@ A printed number stands for an interval: half a unit of its last digit to both s
 inside those intervals agree.
 """
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -143,6 +144,7 @@ def bound(cut: tuple[int, int], rho: str, rounding: float = 0.0) -> float:
     return parts["macs"].sum() / (parts["macs"] * left[parts["stage"] - 1]).sum()
 
 
+@cache
 def _body(cut: tuple[int, int] = (3, 5)) -> pd.DataFrame:
     """Parts of the full network without heads: stage, parameters, macs."""
     parts = pd.DataFrame(components(build_irnet_lc(21, cut=cut), (512, 512)))

@@ -1,4 +1,6 @@
 """Frames and arrays -> axes. Nothing here trains, evaluates or reads a file."""
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -6,9 +8,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL.ImageColor import getrgb
 
 STAGE_COLOURS = ("#f2c14e", "#5aa469", "#3d6fb6")  # yellow, green, blue, as in Fig. 2
 DIFFICULTY = {"ES": "#9bc1bc", "MS": "#f4a259", "HS": "#9d0208"}  # easy, moderate, extremely hard (Fig. 1)
+DIFFICULTY_RGB = [getrgb(c) for c in DIFFICULTY.values()]
 UNKNOWN = (255, 0, 255)
 PAPER_COLOUR, OUR_COLOUR = "0.35", "#c8553d"
 
@@ -18,21 +22,16 @@ def style() -> None:
     sns.set_theme(style="whitegrid", rc={"figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False})
 
 
-def rgb(colour_: str) -> tuple[int, ...]:
-    """"#rrggbb" as three numbers."""
-    return tuple(int(colour_[i:i + 2], 16) for i in (1, 3, 5))
-
-
-def colour(labels: np.ndarray, palette: tuple, ignore_index: int = 255) -> np.ndarray:
-    """(H, W) class ids -> (H, W, 3) uint8; ignored pixels white."""
+def colour(labels: np.ndarray, palette: Sequence) -> np.ndarray:
+    """(H, W) class ids -> (H, W, 3) uint8; ignored pixels (255) white. palette: RGB triples."""
     table = np.full((256, 3), 255, np.uint8)
     table[:len(palette)] = palette
-    return table[np.where(labels == ignore_index, 255, labels)]
+    return table[labels]
 
 
 def stage_map(decided: np.ndarray) -> np.ndarray:
     """(H, W) stage numbers -> (H, W, 3) uint8 in the stages' colours."""
-    return np.array([(255, 255, 255), *map(rgb, STAGE_COLOURS)], np.uint8)[decided]
+    return np.array([(255, 255, 255), *map(getrgb, STAGE_COLOURS)], np.uint8)[decided]
 
 
 def panels(rows: list[list[np.ndarray]], titles: list[str], names: list[str] | None = None, cmap: str = "viridis") -> Figure:

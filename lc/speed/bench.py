@@ -279,10 +279,10 @@ def loader(profile_name: str, root, device: torch.device, target: Path | None = 
     """Images per second that one loader process makes (decoded once before; augmented each time), and that a training step uses."""
     run_ = experiment(profile_name, "initial").run
     data = SegmentationSet(run_.data, "train", root)
-    start = cost._now(CPU)
+    start = cost.now(CPU)
     for i in range(len(data)):
         data.read(i)
-    decoded = len(data) / (cost._now(CPU) - start)
+    decoded = len(data) / (cost.now(CPU) - start)
     model, amp = build(data.num_classes, **asdict(run_.model)), autocast_dtype(run_.train.amp, device)
     model.to(device, memory_format=training_format(amp, device))
     set_trainable(model, run_.phases[0])

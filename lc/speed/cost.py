@@ -1,60 +1,35 @@
-"""What a forward costs: multiply-adds counted from the layers that ran, and measured time.
+"""What a forward costs: multiply-adds, and measured time.
 
-A multiply-add (MAC) of a convolution: kernel area x inputs x outputs, for each output pixel. Counted on a dense map for
-every pixel, on a RegionTensor for the active pixels only, by hooks on the layers themselves.
+A multiply-add (MAC) of a convolution: kernel area x inputs x outputs, for each output pixel; PyTorch counts them on dense maps. What a
+cascade saves follows from the shares of the pixels that reach each stage.
 """
 import copy
 import json
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lc.cascade import LayerCascade
-from lc.region_conv import RegionTensor
-
-
-@contextmanager
-def count_macs(model: nn.Module):
-    """Within the block, the yielded dict fills with MACs by name of convolution."""
-    macs: dict[str, int] = {}
-
-    def hook(name: str) -> Callable:
-        def count(module, inputs, output):
-            pixels = len(output.region) if isinstance(output, RegionTensor) else output.numel() // output.shape[1]
-            macs[name] = macs.get(name, 0) + module.weight.numel() * pixels
-        return count
-
-    handles = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    try:
-        yield macs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def dense_macs(model: LayerCascade, size: tuple[int, int]) -> dict[str, int]:
-    """MACs of each convolution for one image (3, H, W), all stages and heads dense; shapes only, nothing is computed."""
-    ghost = copy.deepcopy(model).to("meta").eval()
-    with count_macs(ghost) as macs, torch.no_grad():
-        ghost(torch.zeros(1, 3, *size, device="meta"), 1.0)
-    return macs
 
 
 def components(model: LayerCascade, size: tuple[int, int]) -> list[dict]:
     """One row per component (stem, IRNet-A, ...) and head: stage, name, parameters, MACs for one image of that size."""
-    macs, rows = dense_macs(model, size), []
+    rows, ghost = [], copy.deepcopy(model).to("meta").eval()  # shapes only, nothing is computed
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ghost(torch.zeros(1, 3, *size, device="meta"), 1.0)
+    macs = {name: sum(operations.values()) // 2 for name, operations in counter.get_flop_counts().items()}
     for number, (stage, head) in enumerate(zip(model.stages, model.heads), start=1):
-        for prefix, name, module in [(f"stages.{number - 1}.{n}.", n, m) for n, m in stage.named_children()] + \
-                                    [(f"heads.{number - 1}.", f"head {number}", head)]:
+        for place, name, module in [(f"stages.{number - 1}.{n}", n, m) for n, m in stage.named_children()] + \
+                                   [(f"heads.{number - 1}", f"head {number}", head)]:
             rows.append({"stage": number, "component": name, "parameters": sum(p.numel() for p in module.parameters()),
-                         "macs": sum(v for k, v in macs.items() if k.startswith(prefix))})
+                         "macs": macs[f"LayerCascade.{place}"]})
     return rows
 
 
@@ -74,8 +49,7 @@ def layers(model: LayerCascade) -> list[dict]:
 
 def cascade_macs(model: LayerCascade, size: tuple[int, int], handed: list[float]) -> float:
     """MACs of the cascade for one image when the shares `handed` of the pixels reach each stage; all heads included."""
-    rows = components(model, size)
-    return sum(row["macs"] * handed[row["stage"] - 1] for row in rows)
+    return sum(row["macs"] * handed[row["stage"] - 1] for row in components(model, size))
 
 
 def dense_network_macs(model: LayerCascade, size: tuple[int, int]) -> float:
@@ -87,11 +61,11 @@ def dense_network_macs(model: LayerCascade, size: tuple[int, int]) -> float:
 def timed_stages(model: LayerCascade, image: Tensor, rho: float) -> list[float]:
     """Seconds spent in each stage of one forward (its head, and handing over to it, included)."""
     marks: list[float] = []
-    handles = [head.register_forward_hook(lambda *_: marks.append(_now(image.device))) for head in model.heads]
+    handles = [head.register_forward_hook(lambda *_: marks.append(now(image.device))) for head in model.heads]
     try:
-        start = _now(image.device)
+        start = now(image.device)
         model(image, rho)
-        end = _now(image.device)
+        end = now(image.device)
     finally:
         for handle in handles:
             handle.remove()
@@ -99,7 +73,7 @@ def timed_stages(model: LayerCascade, image: Tensor, rho: float) -> list[float]:
     return [b - a for a, b in zip(edges, edges[1:])]
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -144,9 +118,9 @@ def bench_cascade(model: LayerCascade, dense_model: LayerCascade, images: list[T
         for image in images:
             for rho, kept in samples.items():
                 if rho is None:
-                    start = _now(image.device)
+                    start = now(image.device)
                     run_dense(dense_model, image)
-                    parts = [_now(image.device) - start]
+                    parts = [now(image.device) - start]
                 else:
                     parts = timed_stages(model, image, rho)
                     if repeat < 0:
@@ -176,6 +150,4 @@ def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
 
 def absentees(bench: dict) -> str:
     """Which opponents were not timed, and why, in a sentence."""
-    if "absent" not in bench:
-        return "**These rows were timed before torch.compile, ONNX Runtime and OpenVINO were opponents.**"
     return "Not timed: " + "; ".join(f"{name} ({why})" for name, why in bench["absent"].items()) + "." if bench["absent"] else "Every opponent ran."

@@ -119,7 +119,7 @@ def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, o
              relu: bool = True, add: bool = False, split: tuple[int, int] = (0, 0)) -> Tensor:
     """out (P, >= O) = relu(add * out + windows(rows) @ weight + bias) for the active rows; the others are not touched.
 
-    rows (P, C), unit stride along C; weight (T C, O), contiguous (`matrix`); outputs from column split[0] on are written split[1] further right.
+    rows (P, C), unit stride along C; weight (T C, O), contiguous: an (O, C, kh, kw) one permuted to (kh, kw, C, O); outputs from column split[0] on are written split[1] further right.
     float32 multiplies in full precision unless torch.backends.cuda.matmul.allow_tf32.
     """
     _, height, width = region.mask.shape
@@ -139,11 +139,6 @@ def pool(rows: Tensor, slots: Tensor, region: DeviceRegion, out: Tensor, kernel=
     _pool[grid](rows, out, region.index, slots, region.count, rows.shape[1], height, width, rows.stride(0), out.stride(0),
                 KW=kernel[1], TAPS=kernel[0] * kernel[1], STEP=dilation, ROWS=64, COLS=64)
     return out
-
-
-def matrix(weight: Tensor) -> Tensor:
-    """(O, C, kh, kw) as `convolve` reads it: (kh kw C, O), contiguous."""
-    return weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
 
 def _ready(product, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -57,10 +57,10 @@ def alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> di
     samples = {name: [] for name in contestants}
     for repeat in range(-1, repeats):
         for name, call in contestants.items():
-            start = cost._now(device)
+            start = cost.now(device)
             call()
             if repeat >= 0:
-                samples[name].append(1e3 * (cost._now(device) - start))
+                samples[name].append(1e3 * (cost.now(device) - start))
     return {name: np.array(values) for name, values in samples.items()}
 
 
