@@ -33,7 +33,7 @@ def _device(name: str):
 
 
 def plan(args) -> None:
-    """Say what `make reproduce` will do; with --name, --dataset or --count print just that."""
+    """Say what `make reproduce` will do; with --only just its name, data set or count."""
     name, why = _resolve(args.profile)
     profile = experiments.profile(name)
     todo, every = records.missing(name), experiments.catalogue(name)

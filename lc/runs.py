@@ -52,6 +52,7 @@ def run_all(todo: list[Experiment], root, device: torch.device, workers: int = 0
     """Make the records of `todo`, `jobs` at a time, each in a process of its own with its share of the cores. A run waits for what it starts
     from. After an error no run is begun; those under way end, and the error is raised."""
     todo = _with_starts(todo)
+    jobs = max(1, min(jobs, len(todo)))  # one run has all the cores
     waiting, running = {entry.name: entry for entry in todo}, {}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs),)) if jobs > 1 else ThreadPoolExecutor(1) as pool:
         while waiting or running:

@@ -42,6 +42,15 @@ def test_a_start_without_weights_is_made_first(house, made):
     assert made == ["vgg16-lc", "vgg16-dsn"]
 
 
+@pytest.mark.parametrize("runs_asked, seen", [(1, []), (2, [2])])
+def test_one_run_has_all_cores(house, made, monkeypatch, runs_asked, seen):
+    """Processes are made for as many runs as there are to make, not for more."""
+    asked = []
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda jobs, *rest: asked.append(jobs) or runs.ThreadPoolExecutor(jobs))
+    runs.run_all([*catalogue("smoke").values()][:runs_asked], None, CPU, jobs=4)
+    assert asked == seen and len(made) == runs_asked
+
+
 def test_an_error_stops_what_has_not_begun(house, monkeypatch):
     """The error comes through, and no run is begun after it."""
     begun = []
