@@ -37,6 +37,7 @@ def test_reproduce_makes_everything(chain):
     lines = chain.splitlines()
     assert "Profile smoke (asked for)" in lines[0] and f"{RUNS} of {RUNS} runs are missing" in lines[1] and "minutes" in lines[2]
     assert not records.missing("smoke") and not records.bench_missing("smoke")
+    assert not [entry.name for entry in catalogue("smoke").values() if records.find(entry).stale], "what was just made is not stale"
     book = lines[-1].removeprefix("The book: ")
     assert book.endswith("build/smoke/html/index.html")
     pages = {p.stem: p.read_text() for p in (paths.build("smoke") / "html").glob("*.html")}
