@@ -74,6 +74,7 @@ def timed_stages(model: LayerCascade, image: Tensor, rho: float) -> list[float]:
 
 
 def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
