@@ -65,7 +65,7 @@ class TrainConfig:
     crop: tuple[int, int] = (128, 128)              # height, width
     scales: tuple[float, float] = (0.75, 1.5)       # random resize before the crop
     flip: bool = True
-    exact_labels: bool = False                      # resize labels on the image's own grid; else up to 0.45 pixels off it, as in older records
+    exact_labels: bool = False                      # resize labels on the image's own grid; else up to 0.6 pixels off it, as in older records
     jitter: float = 0.0                             # brightness, contrast, saturation
     balance: str = "none"                           # none, or median (median-frequency class weights)
     ema: float = 0.0                                # decay of the weight average that is evaluated; 0 = off
