@@ -96,13 +96,14 @@ def _adds(record: Record, variants: list[str], claimed: float) -> tuple[str, str
 
 def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -> tuple[str, str]:
     """What follows from the difference of two runs and its interval."""
+    if test in ("peak", "monotone"):
+        runs = {rho: rho_runs(ev)[rho] for rho in columns("1", "mIoU")}  # KeyError: one is missing
     if test == "peak":
-        runs = {rho: ev[run] for rho, run in _rho_names(ev).items()}
         best = max((rho for rho in runs if rho != "1"), key=lambda rho: percent(runs[rho], "val"))
         gain = verdicts.difference(ev, f"lc-{best}", "dsn")
         return gain.verdict(claimed).split(":")[0], f"the best on val below 1: rho = {best}; there {gain}; paper {claimed:+.2f}"
     if test == "monotone":
-        early = [100 * sum(ev[name]["metrics"]["val"]["decided"][:2]) for name in _rho_names(ev).values()]
+        early = [100 * sum(run["metrics"]["val"]["decided"][:2]) for run in runs.values()]
         return _grade(early == sorted(early), early[-1] > early[0]), ", ".join(f"{v:.0f}" for v in early) + " % on val, by falling rho"
     if test == "time falls":
         ms = [row["ms"] for row in next(iter(speed_files("cascade", ev.profile.name)))["rows"] if row["rho"] is not None]
@@ -121,12 +122,6 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
     else:
         said = found.verdict(1e-9 if claimed is None else claimed, test == "gain").split(":")[0]
     return said, f"{found}" + ("" if claimed is None else f"; paper {claimed:+.2f}")
-
-
-def _rho_names(ev: Evidence) -> dict[str, str]:
-    """The runs of Table 1 by rho as printed, falling; KeyError where one is missing."""
-    names = {rho: run.experiment for rho, run in rho_runs(ev).items()}
-    return {rho: names[rho] for rho in columns("1", "mIoU")}
 
 
 def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:
