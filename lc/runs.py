@@ -20,7 +20,7 @@ from lc.data import IGNORE, SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
 from lc.experiments import STUDIES, Experiment, catalogue, experiment
-from lc.machine import device_name, keep_memory, threads
+from lc.machine import device_name, end_with_parent, keep_memory, threads
 from lc.paper import columns
 from lc.train import Trainer, load_model, save_weights
 
@@ -84,6 +84,7 @@ def _with_starts(todo: list[Experiment]) -> list[Experiment]:
 
 def _take_share(cores: int) -> None:
     """What a process does first that makes runs beside others."""
+    end_with_parent()
     torch.set_num_threads(cores)
     keep_memory()
 

@@ -1,4 +1,9 @@
 """From the catalogue to records: what waits for what, and what an error leaves. Two at a time for real: tests/test_book.py."""
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 
@@ -70,3 +75,35 @@ def test_splits_are_shared():
     """All runs of a process read a split once."""
     data = catalogue("smoke")["initial"].run.data
     assert runs._split(data, "val", None) is runs._split(data, "val", None) is not runs._split(data, "test", None)
+
+
+ENDLESS = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from lc import runs
+pool = ProcessPoolExecutor(1, get_context("spawn"), runs._take_share, (1,))
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 300)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end a process with its parent")
+def test_a_killed_run_leaves_no_worker():
+    """Not even when it has no time to tell its workers (kill -9)."""
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)  # it is there
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and _alive(worker):
+        time.sleep(0.1)
+    assert not _alive(worker)
+
+
+def _alive(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
