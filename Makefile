@@ -75,8 +75,11 @@ runs: $(READY)
 pages: $(B)/html/index.html
 	@echo "The book: $(CURDIR)/$(B)/html/index.html"
 
+# changes with the records and timings, by what is in them: what notebooks depend on
 $(B)/records.stamp: FORCE
-	@$(LC) stamp --profile $(PROFILE)
+	@mkdir -p $(B)
+	@find results/$(PROFILE)/runs results/$(PROFILE)/bench results/bench -type f -exec sha256sum {} + 2>/dev/null | sort -k 2 > $@.now; \
+	 if cmp -s $@.now $@; then rm $@.now; else mv $@.now $@; fi
 
 build/$(PROFILE)/book/%.ipynb: book/%.ipynb $(CODE) build/$(PROFILE)/records.stamp
 	@$(LC) notebook $* --set profile=$(PROFILE) --out $@

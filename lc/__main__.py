@@ -201,18 +201,6 @@ def stage(args) -> None:
     print(pages.stage(args.profile))
 
 
-def stamp(args) -> None:
-    """Touch build/<profile>/records.stamp if the records (or their timings) changed: what notebooks depend on in make."""
-    import hashlib
-    folder = paths.results(args.profile)
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("runs/*"), *folder.glob("bench/*"), *(paths.ROOT / "results" / "bench").glob("*")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    target = paths.build(args.profile) / "records.stamp"
-    if not target.exists() or target.read_text() != digest.hexdigest():
-        records.write_whole(target, digest.hexdigest().encode())
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m lc", description="Deep Layer Cascade, reproduced.")
@@ -268,7 +256,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--html", action="store_true", help="also write a page, and print the answer")
     add("stage", stage, "profile")
-    add("stamp", stamp, "profile")
     return top
 
 

@@ -8,6 +8,7 @@ for half the epochs: a stage costs less than the network, so this is about the s
 Beside the paper's own runs there are those that change one thing of LC's cascade training at a time (group "why"), the systems that the
 paper compares with, LC on other backbones, and the main runs from other seeds.
 """
+import math
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -165,7 +166,7 @@ def _why(p: Profile) -> list[Experiment]:
     everywhere = [Experiment(name, f"LC, later stages compute every cell; easy ones keep {weight:g} of the loss", replace(
         _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE)), 0, sweep=False, group="why", control="dsn")
         for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
-    return [*halos, *readings, *everywhere, *pairs, *_pretrained(p)]
+    return [*halos, *readings, *everywhere, *pairs, *_pretrained(p), *_large(p)]
 
 
 def _pretrained(p: Profile) -> list[Experiment]:
@@ -173,11 +174,23 @@ def _pretrained(p: Profile) -> list[Experiment]:
     if p.model.weights or p.data.name == "shapes":
         return []
     first = replace(_initial(p, p.seeds[0]), data=DataConfig("shapes"), train=replace(p.train, crop=(128, 128)), phases=(Phase(p.epochs // 2, p.lr),))
-    initial = replace(_initial(p, p.seeds[0]), start=first)
     return [Experiment("pretraining", "initial training on procedural images", first, 0, sweep=False),
-            Experiment("initial-pretrained", "initial training from these weights", initial, 0, sweep=False),
-            *(Experiment(f"{row}-pretrained", f"{row.upper()}, pretrained on procedural images", _tuned(p, rho, initial), 0, sweep=False, group="why",
-                         control=control) for row, rho, control in (("dsn", 1.0, "dsn"), ("lc", float(BEST_RHO), "dsn-pretrained")))]
+            *_pair(p, "pretrained", "pretrained on procedural images", replace(_initial(p, p.seeds[0]), start=first))]
+
+
+def _large(p: Profile) -> list[Experiment]:
+    """DSN and LC on images of their own size, where the profile shrinks them."""
+    if p.data.scale >= 1 or p.data.name == "shapes":
+        return []
+    crop = tuple(round(side / p.data.scale) for side in p.train.crop)
+    return _pair(p, "large", "images of their own size", replace(_initial(p, p.seeds[0]), data=replace(p.data, scale=1.0), train=replace(p.train, crop=crop)))
+
+
+def _pair(p: Profile, name: str, title: str, initial: RunConfig) -> list[Experiment]:
+    """Initial training that differs from the profile's, and DSN and LC from its weights."""
+    return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False),
+            *(Experiment(f"{row}-{name}", f"{row.upper()}, {title}", _tuned(p, rho, initial), 0, sweep=False, group="why", control=control)
+              for row, rho, control in (("dsn", 1.0, "dsn"), ("lc", float(BEST_RHO), f"dsn-{name}")))]
 
 
 def _systems(p: Profile) -> list[Experiment]:
@@ -223,7 +236,8 @@ def _minutes(entry: Experiment, p: Profile) -> float:
     if entry.study:
         return 3 * p.epoch_seconds / 60
     epochs = sum(phase.epochs for phase in entry.run.phases)
-    return (epochs * p.epoch_seconds + (10 if entry.sweep else 2) * p.epoch_seconds / 4) / 60
+    larger = math.prod(entry.run.train.crop) / math.prod(p.train.crop)
+    return (epochs * p.epoch_seconds + (10 if entry.sweep else 2) * p.epoch_seconds / 4) * larger / 60
 
 
 def experiment(profile_name: str, name: str) -> Experiment:
