@@ -19,8 +19,9 @@ from lc.cascade import build_irnet_lc
 from lc.config import ModelConfig
 from lc.errors import InputError
 from lc.networks import build
+from lc.region import Region
 from lc.region_conv import READINGS
-from lc.speed import bench, cost, opponents, timing
+from lc.speed import bench, cost, opponents, timing, winograd
 from lc.speed import fast as fast_module
 from lc.speed.fast import FastMixed, FastResidual, prepare
 
@@ -92,16 +93,51 @@ OTHERS = [("vgg16", 0.125), ("resnet101", 0.125), ("inception_resnet_v2", 1.0)]
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("wide", [winograd.WIDE, 1])
 @pytest.mark.parametrize("name, width", OTHERS)
-def test_other_networks(name, width):
-    """One mechanism for every network: nothing but fast parts is left in the later stages, and the cascade says the same."""
+def test_other_networks(name, width, wide, monkeypatch):
+    """One mechanism for every network: nothing but fast parts is left in the later stages, and the cascade says the same; also where all 3x3
+    convolutions are Winograd's."""
+    monkeypatch.setattr(winograd, "WIDE", wide)
     model = other(name, width)
     x, quick = torch.randn(1, 3, 48, 56, generator=torch.Generator().manual_seed(1)), prepare(model)
+    assert wide > 1 or any(getattr(part, "winograd", None) for part in quick.stages[1].modules()), "none is on its regions"
     expected = model(x, rho := float(model(x, 1.0, depth=1).probs.amax(1).quantile(0.6)))
     parts = [part for stage in quick.stages[1:] for item in stage for part in (item if isinstance(item, nn.Sequential) else [item])]
     assert parts and all(isinstance(part, fast_module.OnRows) for part in parts) and 0 < expected.shares[1] < 1
     torch.testing.assert_close(quick(x, rho).probs, expected.probs, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(quick(x, 1.0).probs, model(x, 1.0).probs, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_winograd_in_every_stage(model, monkeypatch):
+    """IRNet's wide convolutions, dense and on regions, for a batch; a GPU's or half precision's dense maps go to the convolution itself."""
+    monkeypatch.setattr(winograd, "WIDE", 8)
+    x, quick = torch.randn(2, 3, 72, 88, generator=torch.Generator().manual_seed(4)), prepare(model)
+    dense = [part for part in quick.modules() if isinstance(part, fast_module.DenseConv)]
+    assert len(dense) > 2 and any(getattr(part, "winograd", None) for part in quick.stages[1].modules())
+    for rho in (1.0, float(model(x, 1.0, depth=1).probs.amax(1).quantile(0.4))):
+        torch.testing.assert_close(quick(x, rho).probs, model(x, rho).probs, atol=2e-5, rtol=1e-4)
+    half = copy.deepcopy(dense[0]).to(torch.bfloat16)
+    features = torch.randn(1, half.conv.in_channels, 8, 8, dtype=torch.bfloat16)
+    assert torch.equal(half(features), half.conv(features))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize("size", [(9, 14), (16, 16), (5, 3)])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("padded", [False, True])
+def test_winograd_is_the_convolution(dilation, size, share, padded):
+    """On regions of a batch, empty and full ones included, and sides that are no multiple of a tile."""
+    draw = torch.Generator().manual_seed(0)
+    region = Region(torch.rand(2, *size, generator=draw) <= share, padded) if share else Region(torch.zeros(2, *size, dtype=torch.bool), padded)
+    x = torch.randn(2, 5, *size, generator=draw) * region.mask[:, None]
+    conv = nn.Conv2d(5, 7, 3, padding=dilation, dilation=dilation).requires_grad_(False)
+    for relu in (True, False):
+        found, expected = winograd.Winograd(conv, relu)(region.gather(x), region), conv(x).relu() if relu else conv(x)
+        assert found.shape == (region.rows, 7)
+        torch.testing.assert_close(found[:len(region)], region.gather(expected)[:len(region)], atol=2e-5, rtol=1e-4)
 
 
 def test_a_convolution_off_the_grid_stays_as_it_is():

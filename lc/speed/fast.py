@@ -1,8 +1,8 @@
 """The cascade made ready for inference on a CPU: same weights, same labels, fewer passes over memory.
 
 Batch norms are folded into their convolutions. An Inception-ResNet block becomes a few matrix products on the P x C matrix of its
-active pixels: the 1x1 entries of all branches in one, each wide convolution as gather and multiply, and a projection that adds
-itself to the residual in place. Products run in oneDNN with packed weights and fused ReLU where PyTorch has it (10 % faster than
+active pixels: the 1x1 entries of all branches in one, each larger kernel as gather and multiply (lc.speed.winograd where it is 3x3 and wide), and
+a projection that adds itself to the residual in place. Products run in oneDNN with packed weights and fused ReLU where PyTorch has it (10 % faster than
 its matmul here), as plain matrix products elsewhere. A dense map is the full region. timm's blocks are of the same kinds: a ResNet's
 bottleneck is a residual block with one branch.
 """
@@ -26,6 +26,7 @@ from lc.cascade import LayerCascade
 from lc.machine import keep_memory
 from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
+from lc.speed.winograd import Winograd, worthwhile
 
 SMALL = 1200  # rows under which oneDNN's fused addition can be three times slower than a plain product (results/NOTES.md)
 ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends.mkldnn.is_available()
@@ -67,9 +68,11 @@ def quick(part: nn.Module) -> nn.Module:
 
 
 def _dense(part: nn.Module) -> nn.Module:
-    """A folded part of the first stage, its residual blocks in their fast form."""
+    """A folded part of the first stage, its residual blocks and wide convolutions in their fast form."""
     if isinstance(part, Residual):
         return DenseResidual(part)
+    if isinstance(part, nn.Conv2d) and worthwhile(part):
+        return DenseConv(part)
     for name, child in part.named_children():
         setattr(part, name, _dense(child))
     return part
@@ -196,9 +199,12 @@ class FastConv(OnRows):
         super().__init__()
         self.conv, self.wide = conv, conv.kernel_size != (1, 1)
         self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, relu)
+        self.winograd = Winograd(conv, relu) if worthwhile(conv) else None
 
     def on_rows(self, rows: Tensor, region: Region) -> Tensor:
         """(P, C) to (P, O)."""
+        if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32:
+            return self.winograd(rows, region)
         return self.product(_windows(rows, region, self.conv) if self.wide else rows)
 
 
@@ -253,6 +259,22 @@ class FastResidual(FastMixed):
         """(P, C) to (P, O); in place where the shortcut is the input itself."""
         total = rows if self.shortcut is None else self.shortcut(rows)
         return self.project.add_to(total, super().on_rows(rows, region))
+
+
+class DenseConv(nn.Module):
+    """A wide 3x3 convolution on a dense map in channels last."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv, self.winograd = conv, Winograd(conv, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes as in the original."""
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return self.conv(x)
+        n, _, h, w = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(n * h * w, -1)
+        return self.winograd(rows, _full((n, h, w), x.device)).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class DenseResidual(nn.Module):

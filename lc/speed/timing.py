@@ -27,7 +27,7 @@ BUSY = 0.2  # cores that other processes may use meanwhile
 
 def write(kind: str, device: torch.device, values: dict, target: Path | None, folder: Path = paths.ROOT / "results" / "bench") -> Path:
     """The timing file, with device, packages and commit."""
-    values = {"schema": records.SCHEMA, "kind": kind, **records.provenance(device_name(device), "speed/fast"),
+    values = {"schema": records.SCHEMA, "kind": kind, **records.provenance(device_name(device), "speed/fast", "speed/winograd"),
               "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dtype": "float32", "threads": torch.get_num_threads(), **values}
     slug = re.sub(r"[^a-z0-9]+", "-", values["device"].lower()).strip("-")
     target = target or folder / f"{kind}-{slug}.json"
