@@ -60,8 +60,7 @@ class Winograd:
 
     def __call__(self, rows: Tensor, region: Region) -> Tensor:
         """(R, C) to (R, O)."""
-        key = ("tiles", self.dilation)
-        if key not in region._tables:
+        if (key := ("tiles", self.dilation)) not in region._tables:
             region._tables[key] = Tiles(region, self.dilation)
         tiles = region._tables[key]
         taps = rows.index_select(0, tiles.source).index_fill_(0, tiles.missing, 0).view(READ**2, -1)
