@@ -24,6 +24,7 @@ FACTS = ("audit", "voc lists", "voc background", "label map", "parameters", "sta
 CHECKED = ("audit", "voc lists", "voc background", "label map", "parameters", "stage parameters")  # against the paper itself, or the labels of VOC
 COMPARISONS = ("gain", "no effect", "robust", "peak", "applies", "faster", "monotone", "time falls")
 VERDICTS = ("reproduced", "in part", "not shown", "not", "open", "not here")
+SPELT = {"not shown": "no difference shown", "not": "not reproduced", "open": "not tested yet", "not here": "not testable here"}
 
 
 def claims(ev: Evidence) -> pd.DataFrame:
@@ -54,9 +55,9 @@ def link(page: str) -> str:
 def summary(table: pd.DataFrame) -> str:
     """How many claims got which verdict, in two sentences: what our runs tested, and what was checked without any."""
     parts = []
-    for kind, what in (("tested", "tested by runs and timings"), ("checked", "checked against the paper's own numbers and VOC's labels")):
+    for kind, what in (("tested", "that runs and timings can test"), ("checked", "checked against the paper's own numbers and VOC's labels")):
         counts = table.loc[table["kind"] == kind, "verdict"].value_counts()
-        parts.append(f"Of {counts.sum()} claims {what}: " + ", ".join(f"{counts[v]} *{v}*" for v in VERDICTS if v in counts) + ".")
+        parts.append(f"Of {counts.sum()} claims {what}: " + ", ".join(f"{counts[v]} *{SPELT.get(v, v)}*" for v in VERDICTS if v in counts) + ".")
     return " ".join(parts)
 
 

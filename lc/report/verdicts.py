@@ -183,7 +183,7 @@ def _speed_answer(ev: Evidence) -> list[str]:
     for bench in speed_files("cascade", ev.profile.name):
         chosen = [row for row in bench["rows"] if row["rho"] in paper_speedups()]
         rows += [(row["speedup"] > 1, row["speedup"] >= paper_speedups()[row["rho"]]) for row in chosen]
-        parts.append(f"The trained cascade of the line above ({bench['size'][0]}x{bench['size'][1]}, {bench['device']}): " + ", ".join(
+        parts.append(f"The small trained LC whose accuracy is given above ({bench['size'][0]}x{bench['size'][1]}, {bench['device']}): " + ", ".join(
             f"{row['speedup']:.2f}x at rho = {row['rho']:g}" for row in chosen) + " over its dense form")
     if not rows:
         return []

@@ -110,7 +110,7 @@ def account(ev: Evidence) -> str:
     whole, zeros = (variant(study, name) for name in ("everything", "zeros"))
     learned, unread = whole - draws(ev[DSN], "confusions_val"), zeros - whole
     text = (f"On val LC less the DSN is {words(total)} points. If the same trained LC computes every cell, at the same rho, {words(learned)} remain: that is "
-            f"what its training and its early decisions change. The rest, {words(unread)}, is what windows miss that find zeros outside their region")
+            f"what its training and its early decisions change{'' if np.prod(interval(learned)[1:]) > 0 else ' (no effect shown)'}. The rest, {words(unread)}, is context that windows miss outside their region")
     return text + (f" ({100 * unread[0] / total[0]:.0f} % of the difference)." if np.prod(interval(total)[1:]) > 0 else ".")
 
 
