@@ -3,7 +3,9 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 import torch
 
@@ -102,8 +104,6 @@ def test_a_killed_run_leaves_no_worker():
 
 
 def _alive(process: int) -> bool:
-    try:
-        with open(f"/proc/{process}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    return False

@@ -26,7 +26,7 @@ from lc.cascade import LayerCascade
 from lc.machine import keep_memory
 from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
-from lc.speed.winograd import Winograd, worthwhile
+from lc.speed import winograd
 
 SMALL = 1200  # rows under which oneDNN's fused addition can be three times slower than a plain product (results/NOTES.md)
 ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends.mkldnn.is_available()
@@ -71,7 +71,7 @@ def _dense(part: nn.Module) -> nn.Module:
     """A folded part of the first stage, its residual blocks and wide convolutions in their fast form."""
     if isinstance(part, Residual):
         return DenseResidual(part)
-    if isinstance(part, nn.Conv2d) and worthwhile(part):
+    if isinstance(part, nn.Conv2d) and _worthwhile(part):
         return DenseConv(part)
     for name, child in part.named_children():
         setattr(part, name, _dense(child))
@@ -98,6 +98,11 @@ def _run(parts: Iterable[nn.Module]) -> Iterable[nn.Module]:
 
 def _keeps_grid(conv: nn.Conv2d) -> bool:
     return conv.stride == (1, 1) and conv.groups == 1 and conv.padding == tuple(d * (k // 2) for k, d in zip(conv.kernel_size, conv.dilation))
+
+
+def _worthwhile(conv: nn.Conv2d) -> bool:
+    """Whether Winograd's filtering can compute this convolution, and saves time."""
+    return conv.kernel_size == (3, 3) and _keeps_grid(conv) and min(conv.weight.shape[:2]) >= winograd.WIDE
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -198,7 +203,7 @@ class FastConv(OnRows):
         super().__init__()
         self.conv, self.wide = conv, conv.kernel_size != (1, 1)
         self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, relu)
-        self.winograd = Winograd(conv, relu) if worthwhile(conv) else None
+        self.winograd = winograd.Winograd(conv, relu) if _worthwhile(conv) else None
 
     def on_rows(self, rows: Tensor, region: Region) -> Tensor:
         """(P, C) to (P, O)."""
@@ -265,7 +270,7 @@ class DenseConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        self.conv, self.winograd = conv, Winograd(conv, relu=False)
+        self.conv, self.winograd = conv, winograd.Winograd(conv, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as in the original."""

@@ -21,11 +21,6 @@ def _both_axes(matrix: list[list[float]]) -> Tensor:
     return torch.kron(along, along)
 
 
-def worthwhile(conv: nn.Conv2d) -> bool:
-    """Whether it is such a convolution, and wide enough."""
-    return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == conv.dilation and conv.groups == 1 and min(conv.weight.shape[:2]) >= WIDE
-
-
 class Tiles:
     """The T tiles of a region. source: (36 T,) the row that each input reads, `missing`: those that read zero; place: (R,) where the value of
     each row lies among the (16 T,) outputs."""
