@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 Kernel = int | tuple[int, int]
-COMPONENTS = ("stem", "irnet_a", "reduction_a", "irnet_b", "reduction_b", "irnet_c")
 RESIDUAL_SCALE = {"irnet_a": 0.17, "irnet_b": 0.10, "irnet_c": 0.20}
 
 

@@ -33,10 +33,6 @@ class CascadeOutput:
     regions: list[Region | None] = field(default_factory=list)
 
     @property
-    def probs(self) -> Tensor:
-        return self.log_probs.exp()
-
-    @property
     def shares(self) -> list[float]:
         """Share of pixels handed to each stage; the first is 1."""
         return [mask.float().mean().item() for mask in self.handed]

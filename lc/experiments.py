@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig
 from lc.errors import InputError
-from lc.paper import columns
+from lc.paper import columns, published
 
 EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
@@ -151,7 +151,7 @@ def _paper(p: Profile) -> list[Experiment]:
 
 def _why(p: Profile) -> list[Experiment]:
     """LC at the best rho with one thing changed, and the DSN with the same change where it can have it."""
-    initial, rho = _initial(p, p.seeds[0]), float(BEST_RHO)
+    initial, rho, hs = _initial(p, p.seeds[0]), float(BEST_RHO), published("text", "hs-confidence-above").value / 100
     best = _tuned(p, rho, initial)
     halos = [Experiment(f"lc-halo-{k}", f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)),
                         0, group="why", control="dsn") for k in (1, 2, 4)]
@@ -159,7 +159,8 @@ def _why(p: Profile) -> list[Experiment]:
                            group="why", control="dsn") for name, reading, what in (("lc-dense-read", "dense", "the stage's input"),
                 ("lc-features", "features", "features of the stage before"), ("lc-interpolated", "interpolated", "an interpolation of the region"))]
     changes = {"long": ("twice the cascade epochs", {"epochs": 2 * p.cascade_epochs}), "fast": ("four times the learning rate", {"lr": 4 * p.cascade_lr}),
-               "slow": ("a quarter of the learning rate", {"lr": p.cascade_lr / 4}), "bn": ("batch norm not frozen", {"freeze_bn": False})}
+               "slow": ("a quarter of the learning rate", {"lr": p.cascade_lr / 4}), "bn": ("batch norm not frozen", {"freeze_bn": False}),
+               "no-hs": (f"no loss on pixels that a stage gets wrong with a confidence above {hs:g} (HS)", {"hard_above": hs})}
     pairs = [Experiment(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, at, initial, **change), 0, sweep=False, group="why",
                         control=f"dsn-{key}" if row == "lc" else "dsn")
              for key, (title, change) in changes.items() for row, at in (("dsn", 1.0), ("lc", rho))]

@@ -3,6 +3,8 @@
 Shapes here and below: N images, H W grid of a stage, P active pixels of the whole batch, R rows that hold them, T taps of a kernel, C channels.
 A region does not change inside a stage, so its index tables are built once and shared by all layers of the stage.
 """
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,7 @@ class Region:
         self.index = mask.flatten().nonzero().squeeze(1)  # (P,) positions in the flattened N*H*W grid
         unit = max(WIDTH, 1 << max(0, len(self).bit_length() - 5)) if padded else 1
         self.padded, self.rows = padded, -(-len(self) // unit) * unit
-        self._tables: dict[tuple, Tensor] = {}
+        self._made: dict[tuple, object] = {}
 
     def __len__(self) -> int:
         return self.index.numel()
@@ -36,6 +38,12 @@ class Region:
     @property
     def device(self) -> torch.device:
         return self.mask.device
+
+    def once(self, key: tuple, make: Callable):
+        """What `make` gives, made at the first call with this key and kept with the region."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def slots(self) -> Tensor:
         """(N, H, W) long: the row of each pixel in the compact tensor, R where the pixel is outside M."""
@@ -50,9 +58,7 @@ class Region:
         dense=True: a position in the flattened N*H*W grid; N*H*W (+ 1 outside the image) plays the part of R.
         """
         key = (_pair(kernel), _pair(dilation), dense)
-        if key not in self._tables:
-            self._tables[key] = self._build_table(*key)
-        return self._tables[key]
+        return self.once(key, lambda: self._build_table(*key))
 
     def _build_table(self, kernel: tuple[int, int], dilation: tuple[int, int], dense: bool) -> Tensor:
         (kh, kw), (dh, dw) = kernel, dilation

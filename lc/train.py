@@ -28,29 +28,32 @@ from lc.networks import build
 ESTIMATE_AFTER = 20  # steps
 
 
-def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | None = None, hard_above: float = 1.0) -> Tensor:
     """Cross-entropy of one stage on the pixels handed to it ("gradients are only propagated to the region of interest").
 
     fused: (N, K, h, w) log-probabilities after the stage; handed: (N, h, w) bool; label: (N, H, W) long, 255 = ignore;
-    weight: (K,) class weights. The mean over the stage's own labelled pixels, zero when it has none.
+    weight: (K,) class weights; hard_above: lc.config.Phase. The mean over the stage's own labelled pixels, zero when it has none.
     """
-    target = label.masked_fill(~cells_to_pixels(handed, label.shape[1:]), IGNORE)
-    total = F.cross_entropy(upsample(fused, label.shape[1:]), target, weight, ignore_index=IGNORE, reduction="sum")
+    target, scores = label.masked_fill(~cells_to_pixels(handed, label.shape[1:]), IGNORE), upsample(fused, label.shape[1:])
+    if hard_above < 1:
+        confidence, predicted = scores.detach().softmax(1).max(1)
+        target = target.masked_fill((confidence > hard_above) & (predicted != target), IGNORE)
+    total = F.cross_entropy(scores, target, weight, ignore_index=IGNORE, reduction="sum")
     known = target != IGNORE
     mass = known.sum() if weight is None else (weight[target.masked_fill(~known, 0)] * known).sum()
     return total / mass.clamp(min=1e-6)
 
 
 def cascade_loss(out: CascadeOutput, label: Tensor, heads: tuple[int, ...], weight: Tensor | None = None,
-                 keep: list[float] | None = None, easy_weight: float = 0.0) -> Tensor:
+                 keep: list[float] | None = None, easy_weight: float = 0.0, hard_above: float = 1.0) -> Tensor:
     """Sum of the stage losses of `heads` (1-based). keep[s]: share of label cells of stage s+1 that survive label dropout;
-    easy_weight: lc.config.Phase."""
+    easy_weight, hard_above: lc.config.Phase."""
     total = out.log_probs.new_zeros(())
     for head in heads:
         handed = out.handed[head - 1]
         if keep is not None:
             handed = handed & (torch.rand(handed.shape, device=handed.device) < keep[head - 1])
-        total = total + stage_loss(out.fused[head - 1], handed, label, weight)
+        total = total + stage_loss(out.fused[head - 1], handed, label, weight, hard_above)
         if easy_weight and head > 1:
             total = total + easy_weight * stage_loss(out.logits[head - 1].float().log_softmax(1), ~out.handed[head - 1], label, weight)
     return total
@@ -177,7 +180,7 @@ class Trainer:
             labels = labels.to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None):
                 out = self.model(images, phase.rho, depth=max(phase.heads))
-            loss = cascade_loss(out, labels, phase.heads, self.weight, keep, phase.easy_weight)
+            loss = cascade_loss(out, labels, phase.heads, self.weight, keep, phase.easy_weight, phase.hard_above)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -25,7 +25,7 @@ def images():
 
 def middle_rho(model, images):
     """A threshold at which all three stages decide some pixels."""
-    confidence = model(images, 1.0, depth=1).probs.amax(1)
+    confidence = model(images, 1.0, depth=1).log_probs.exp().amax(1)
     return float(confidence.quantile(0.5))
 
 
@@ -36,7 +36,7 @@ def test_rho_one_is_the_dense_network(model, images):
     x = images
     for stage in model.stages:
         x = stage(x)
-    torch.testing.assert_close(out.probs, model.heads[-1](x).softmax(1))
+    torch.testing.assert_close(out.log_probs.exp(), model.heads[-1](x).softmax(1))
     assert (out.decided == 3).all() and out.shares == [1, 1, 1] and out.regions == [None, None, None]
 
 
@@ -45,7 +45,7 @@ def test_rho_zero_leaves_all_to_stage_one(model, images):
     """rho = 0: stage 1 decides every pixel; the later regions are empty and are ordinary input."""
     out = model(images, 0.0)
     assert (out.decided == 1).all() and out.shares == [1, 0, 0]
-    torch.testing.assert_close(out.probs, model.heads[0](model.stages[0](images)).softmax(1))
+    torch.testing.assert_close(out.log_probs.exp(), model.heads[0](model.stages[0](images)).softmax(1))
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def test_each_pixel_keeps_the_answer_of_its_stage(model, images):
         assert mine.any()
         torch.testing.assert_close(out.log_probs.permute(0, 2, 3, 1)[mine], out.logits[stage - 1].log_softmax(1).permute(0, 2, 3, 1)[mine])
         if stage < 3:
-            assert (out.probs.amax(1)[mine] >= rho).all()
+            assert (out.log_probs.exp().amax(1)[mine] >= rho).all()
     assert not (out.handed[2] & ~out.handed[1]).any()
 
 

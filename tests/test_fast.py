@@ -52,12 +52,12 @@ def test_same_probabilities_and_decisions(model, images, quantile, onednn, monke
     """Dense (rho = 1) and on regions of several sizes, with oneDNN and without; the original stays as it was."""
     monkeypatch.setattr(fast_module, "ONEDNN", onednn and fast_module.ONEDNN)
     x = torch.randn(images, 3, 72, 88, generator=torch.Generator().manual_seed(images))
-    rho = 1.0 if quantile is None else float(model(x, 1.0, depth=1).probs.amax(1).quantile(quantile))
+    rho = 1.0 if quantile is None else float(model(x, 1.0, depth=1).log_probs.exp().amax(1).quantile(quantile))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     expected, found = model(x, rho), prepare(model)(x, rho)
     if quantile is not None:
         assert 0 < expected.shares[2] < 1
-    torch.testing.assert_close(found.probs, expected.probs, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(found.log_probs.exp(), expected.log_probs.exp(), atol=2e-5, rtol=1e-4)
     assert torch.equal(found.decided, expected.decided)
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
@@ -102,11 +102,11 @@ def test_other_networks(name, width, wide, monkeypatch):
     model = other(name, width)
     x, quick = torch.randn(1, 3, 48, 56, generator=torch.Generator().manual_seed(1)), prepare(model)
     assert wide > 1 or any(getattr(part, "winograd", None) for part in quick.stages[1].modules()), "none is on its regions"
-    expected = model(x, rho := float(model(x, 1.0, depth=1).probs.amax(1).quantile(0.6)))
+    expected = model(x, rho := float(model(x, 1.0, depth=1).log_probs.exp().amax(1).quantile(0.6)))
     parts = [part for stage in quick.stages[1:] for item in stage for part in (item if isinstance(item, nn.Sequential) else [item])]
     assert parts and all(isinstance(part, fast_module.OnRows) for part in parts) and 0 < expected.shares[1] < 1
-    torch.testing.assert_close(quick(x, rho).probs, expected.probs, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(quick(x, 1.0).probs, model(x, 1.0).probs, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(quick(x, rho).log_probs.exp(), expected.log_probs.exp(), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(quick(x, 1.0).log_probs.exp(), model(x, 1.0).log_probs.exp(), atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -116,8 +116,8 @@ def test_winograd_in_every_stage(model, monkeypatch):
     x, quick = torch.randn(2, 3, 72, 88, generator=torch.Generator().manual_seed(4)), prepare(model)
     dense = [part for part in quick.modules() if isinstance(part, fast_module.DenseConv)]
     assert len(dense) > 2 and any(getattr(part, "winograd", None) for part in quick.stages[1].modules())
-    for rho in (1.0, float(model(x, 1.0, depth=1).probs.amax(1).quantile(0.4))):
-        torch.testing.assert_close(quick(x, rho).probs, model(x, rho).probs, atol=2e-5, rtol=1e-4)
+    for rho in (1.0, float(model(x, 1.0, depth=1).log_probs.exp().amax(1).quantile(0.4))):
+        torch.testing.assert_close(quick(x, rho).log_probs.exp(), model(x, rho).log_probs.exp(), atol=2e-5, rtol=1e-4)
     half = copy.deepcopy(dense[0]).to(torch.bfloat16)
     features = torch.randn(1, half.conv.in_channels, 8, 8, dtype=torch.bfloat16)
     assert torch.equal(half(features), half.conv(features))
@@ -186,7 +186,7 @@ def test_given_masks_are_what_is_computed(model):
     with timing.given(masks):
         plain, fast, again = (m(image, 0.5) for m in (model, prepare(model), model))
     assert torch.equal(plain.handed[1], masks[0]) and torch.equal(fast.handed[2], masks[1]) and torch.equal(again.handed[2], masks[1])
-    torch.testing.assert_close(plain.probs, fast.probs, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(plain.log_probs.exp(), fast.log_probs.exp(), atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -306,5 +306,5 @@ def test_other_readings_are_kept(model, name):
     reading = copy.deepcopy(model)
     reading.reading = name
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    rho = float(model(x, 1.0, depth=1).probs.amax(1).quantile(0.5))
-    torch.testing.assert_close(prepare(reading)(x, rho).probs, reading(x, rho).probs, atol=2e-5, rtol=1e-4)
+    rho = float(model(x, 1.0, depth=1).log_probs.exp().amax(1).quantile(0.5))
+    torch.testing.assert_close(prepare(reading)(x, rho).log_probs.exp(), reading(x, rho).log_probs.exp(), atol=2e-5, rtol=1e-4)

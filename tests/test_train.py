@@ -120,6 +120,21 @@ def test_easy_pixels_can_keep_a_loss():
     torch.testing.assert_close(cascade_loss(out, label, (1,), easy_weight=0.1), cascade_loss(out, label, (1,)))
 
 
+def test_hard_pixels_can_lose_their_loss():
+    """hard_above takes the pixels out that are wrong and more confident than it: neither their loss nor their gradient counts."""
+    probs = torch.tensor([[0.97, 0.02, 0.01], [0.97, 0.02, 0.01], [0.90, 0.06, 0.04], [0.01, 0.96, 0.03]])
+    label = torch.tensor([1, 0, 1, IGNORE]).view(1, 1, 4)
+    scores = probs.log().t().reshape(1, 3, 1, 4).requires_grad_()
+    every, none = torch.ones(1, 1, 4, dtype=torch.bool), torch.zeros(3, 1)
+    stage_loss(scores, every, label, hard_above=0.95).backward()
+    torch.testing.assert_close(stage_loss(scores, every, label, hard_above=0.95), -(probs[1, 0].log() + probs[2, 1].log()) / 2)
+    torch.testing.assert_close(scores.grad[0, :, 0, [0, 3]], none.expand(3, 2))
+    assert (scores.grad[0, :, 0, [1, 2]] != 0).all()
+    torch.testing.assert_close(stage_loss(scores, every, label), -(probs[0, 1].log() + probs[1, 0].log() + probs[2, 1].log()) / 3)
+    out = CascadeOutput(scores, every, [scores] * 2, [scores] * 2, [every] * 2)
+    torch.testing.assert_close(cascade_loss(out, label, (1, 2), hard_above=0.95), 2 * stage_loss(scores, every, label, hard_above=0.95))
+
+
 @pytest.mark.parametrize("changes", [{"optimizer": "sgd", "schedule": "poly"}, {"balance": "median"}, {"amp": "none"}])
 def test_options_train(tmp_path, changes):
     """Every optimizer, schedule, balancing and precision runs and gives finite losses."""

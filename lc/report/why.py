@@ -22,7 +22,7 @@ CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' *
           "lc-dense-read": "zeros where a window could read the stage's input", "lc-features": "zeros where it could read features of the stage before",
           "lc-interpolated": "zeros where it could read an interpolation of the region (ADP-C)", "lc-long": "too short a cascade training",
           "lc-pretrained": "random weights at the start (pretrained on procedural images instead)", "lc-large": "small images (twice the sides instead)", "lc-fast": "too low a learning rate",
-          "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms",
+          "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms", "lc-no-hs": "a loss on pixels that are wrong and confident (HS; left out instead)",
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
 UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "full width and depth")

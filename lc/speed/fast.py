@@ -133,10 +133,11 @@ def _full(shape: tuple[int, int, int], device: torch.device) -> Region:
 
 def _table(region: Region, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Of a convolution on a region: the row that each tap reads (P T,), and which of these are missing and read zero."""
-    if (key := ("rows and missing", conv.kernel_size, conv.dilation)) not in region._tables:
+    def make() -> tuple[Tensor, Tensor]:
         table = region.table(conv.kernel_size, conv.dilation).flatten()
-        region._tables[key] = table.clamp(max=max(region.rows - 1, 0)).int(), (table >= region.rows).nonzero().squeeze(1)
-    return region._tables[key]
+        return table.clamp(max=max(region.rows - 1, 0)).int(), (table >= region.rows).nonzero().squeeze(1)
+
+    return region.once(("rows and missing", conv.kernel_size, conv.dilation), make)
 
 
 class Product:

@@ -55,9 +55,7 @@ class Winograd:
 
     def __call__(self, rows: Tensor, region: Region) -> Tensor:
         """(R, C) to (R, O)."""
-        if (key := ("tiles", self.dilation)) not in region._tables:
-            region._tables[key] = Tiles(region, self.dilation)
-        tiles = region._tables[key]
+        tiles = region.once(("tiles", self.dilation), lambda: Tiles(region, self.dilation))
         taps = rows.index_select(0, tiles.source).index_fill_(0, tiles.missing, 0).view(READ**2, -1)
         products = torch.bmm((self.input @ taps).view(READ**2, -1, rows.shape[1]), self.weight)
         made = (self.output @ products.flatten(1)).view(-1, products.shape[2]).index_select(0, tiles.place).add_(self.bias)
