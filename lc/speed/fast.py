@@ -2,7 +2,7 @@
 
 Batch norms are folded into their convolutions. An Inception-ResNet block becomes a few matrix products on the P x C matrix of its
 active pixels: the 1x1 entries of all branches in one, each larger kernel as gather and multiply (lc.speed.winograd where it is 3x3 and wide), and
-a projection that adds itself to the residual in place. Products run in oneDNN with packed weights and fused ReLU where PyTorch has it (10 % faster than
+a projection that is added to the residual in place. Products run in oneDNN with packed weights and fused ReLU where PyTorch has it (10 % faster than
 its matmul here), as plain matrix products elsewhere. A dense map is the full region. timm's blocks are of the same kinds: a ResNet's
 bottleneck is a residual block with one branch.
 """
@@ -28,8 +28,8 @@ from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
 from lc.speed import winograd
 
-SMALL = 1200  # rows under which oneDNN's fused addition can be three times slower than a plain product (results/NOTES.md)
-ONEDNN = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.backends.mkldnn.is_available()
+SMALL = 1200  # cells of a map under which oneDNN's fused addition can be three times slower than a plain product (results/NOTES.md)
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
 
 def prepare(model: LayerCascade) -> LayerCascade:
@@ -141,45 +141,38 @@ def _table(region: Region, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 
 class Product:
-    """rows @ weight^T + bias and then ReLU (or not), for rows (P, C) and weight (O, C); packed for oneDNN at first use on a CPU in float32."""
+    """rows @ weight^T + bias and then ReLU (or not), for rows (P, C) and weight (O, C); packed for oneDNN at first use on a CPU in float32.
 
-    GEOMETRY = ((0, 0), (1, 1), (1, 1))  # padding, stride, dilation of a 1x1 convolution
+    As linear layers: weights packed for a convolution fit some numbers of rows, and are reordered at every call for the others."""
 
     def __init__(self, weight: Tensor, bias: Tensor, relu: bool = True):
         self.weight, self.bias, self.relu, self.packed = weight.contiguous(), bias, relu, None
 
-    def _ready(self, rows: Tensor) -> bool:
-        if not ONEDNN or rows.device.type != "cpu" or rows.dtype != torch.float32 or not len(rows):
-            return False
-        if self.packed is None:
-            kernel = self.weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(kernel, *self.GEOMETRY, 1, list(_as_image(rows).shape))
-        return True
-
     def __call__(self, rows: Tensor) -> Tensor:
-        if not self._ready(rows):
-            return self._end(F.linear(rows, self.weight, self.bias))
-        end = "relu" if self.relu else "none"
-        return _as_rows(torch.ops.mkldnn._convolution_pointwise(_as_image(rows), self.packed, self.bias, *self.GEOMETRY, 1, end, [], ""))
-
-    def _end(self, rows: Tensor) -> Tensor:
-        return rows.relu_() if self.relu else rows
+        return self._product(rows, self.relu)
 
     def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
         """total (P, O) becomes total + rows @ weight^T + bias, and then ReLU (or not), in place."""
-        if len(rows) < SMALL or not self.relu or not self._ready(rows):
-            return self._end(total.addmm_(rows, self.weight.t()).add_(self.bias))
-        torch.ops.mkldnn._convolution_pointwise_(_as_image(total), _as_image(rows), self.packed, self.bias, *self.GEOMETRY, 1, "add", 1.0, "relu", [], "")
-        return total
+        total.add_(self._product(rows, relu=False))
+        return total.relu_() if self.relu else total
 
+    @staticmethod
+    def packs(x: Tensor) -> bool:
+        """Whether packed weights can be had for this input."""
+        return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
-def _as_rows(image: Tensor) -> Tensor:
-    return image.permute(0, 2, 3, 1).flatten(0, 2)  # (1, C, h, w) -> (P, C)
+    def _product(self, rows: Tensor, relu: bool) -> Tensor:
+        if not self.packs(rows):
+            made = F.linear(rows, self.weight, self.bias)
+            return made.relu_() if relu else made
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(rows))
+        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "relu" if relu else "none", [], "")
 
 
 class FastStage(nn.Sequential):
     """A later stage, or its head; a dense map goes through it as its full region. On a CPU rows are padded: oneDNN prepares itself for every new
-    size, for up to 25 ms a layer (results/NOTES.md)."""
+    size, for about 1 ms a product (results/NOTES.md)."""
 
     def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
         """Shapes as in the original."""
@@ -283,17 +276,26 @@ class DenseConv(nn.Module):
 
 
 class DenseResidual(nn.Module):
-    """A folded Residual on a dense map in channels last, whose projection adds itself to the map in place."""
+    """A folded Residual on a dense map in channels last. Maps keep their size, so here a convolution that adds itself to the map in place can have
+    its weights packed for it (a Product takes two passes more over the map)."""
+
+    POINT = ((0, 0), (1, 1), (1, 1), 1)  # padding, stride, dilation, groups
 
     def __init__(self, block: Residual):
         super().__init__()
-        self.mixed = block.mixed
+        self.mixed, self.packed, self.size = block.mixed, None, None
         self.project = Product(block.scale * block.project.weight.flatten(1), block.scale * block.project.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as in the original; x is overwritten."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        self.project.add_to(*(m.permute(0, 2, 3, 1).flatten(0, 2) for m in (x, self.mixed(x).contiguous(memory_format=torch.channels_last))))
+        x, y = (m.contiguous(memory_format=torch.channels_last) for m in (x, self.mixed(x)))
+        if not self.project.packs(y) or y[:, 0].numel() < SMALL:
+            self.project.add_to(*(m.permute(0, 2, 3, 1).flatten(0, 2) for m in (x, y)))
+            return x
+        if self.size != y.shape:
+            kernel = self.project.weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
+            self.size, self.packed = y.shape, torch.ops.mkldnn._reorder_convolution_weight(kernel, *self.POINT, list(y.shape))
+        torch.ops.mkldnn._convolution_pointwise_(x, y, self.packed, self.project.bias, *self.POINT, "add", 1.0, "relu", [], "")
         return x
 
 
