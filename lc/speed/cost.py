@@ -114,7 +114,7 @@ def bench_cascade(model: LayerCascade, dense_model: LayerCascade, images: list[T
     """
     model.eval(), dense_model.eval()
     samples: dict[float | None, list] = {rho: [] for rho in [None, *rhos]}
-    handed: dict[float, list] = {rho: [] for rho in rhos}
+    handed = {rho: [model(image, rho).shares for image in images] for rho in rhos}
     for repeat in range(-1, repeats):  # the first round warms up
         for image in images:
             for rho, kept in samples.items():
@@ -124,8 +124,6 @@ def bench_cascade(model: LayerCascade, dense_model: LayerCascade, images: list[T
                     parts = [now(image.device) - start]
                 else:
                     parts = timed_stages(model, image, rho)
-                    if repeat < 0:
-                        handed[rho].append(model(image, rho).shares)
                 if repeat >= 0:
                     kept.append(parts)
     dense = np.array([sum(parts) for parts in samples[None]])
