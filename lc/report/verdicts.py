@@ -177,18 +177,19 @@ def answers(ev: Evidence) -> list[str]:
 def _speed_answer(ev: Evidence) -> list[str]:
     rows, parts = [], []
     for bench in speed_files("network"):
-        rows += [(row["speedup_low"] > 1, row["speedup_high"] >= paper_speedups()[row["rho"]]) for row in bench["rows"]]
+        rows += [(f"the full-width network at rho = {row['rho']:g}", row["speedup_low"] > 1, row["speedup_high"] >= paper_speedups()[row["rho"]]) for row in bench["rows"]]
         parts.append(f"The full-width network at the paper's pixel shares (random weights, {bench['size'][0]}x{bench['size'][1]}, {bench['device']}): " + ", ".join(
             f"{row['speedup']:.2f}x at rho = {row['rho']:g} (its multiply-adds allow {row['ideal']:.2f}x)" for row in bench["rows"]) + " over the fastest dense form")
     for bench in speed_files("cascade", ev.profile.name):
         chosen = [row for row in bench["rows"] if row["rho"] in paper_speedups()]
-        rows += [(row["speedup"] > 1, row["speedup"] >= paper_speedups()[row["rho"]]) for row in chosen]
+        rows += [(f"the small trained LC at rho = {row['rho']:g}", row["speedup"] > 1, row["speedup"] >= paper_speedups()[row["rho"]]) for row in chosen]
         parts.append(f"The small trained LC whose accuracy is given above ({bench['size'][0]}x{bench['size'][1]}, {bench['device']}): " + ", ".join(
             f"{row['speedup']:.2f}x at rho = {row['rho']:g}" for row in chosen) + " over its dense form")
     if not rows:
         return []
-    held, size = zip(*rows)
-    word = "Yes" if all(held) and all(size) else "In direction, not in size" if all(held) else "In part" if any(held) else "No"
+    names, held, size = zip(*rows)
+    slow = ", ".join(name for name, faster in zip(names, held) if not faster)
+    word = "Yes" if all(held) and all(size) else "In direction, not in size" if all(held) else f"In part: not for {slow}" if any(held) else "No"
     paper = " and ".join(f"{value:.2f}x" for value in paper_speedups().values())
     return [f"**Did the speed gain hold? {word}.** {'. '.join(parts)}. The paper's frame rates (Titan X) give {paper}."]
 
