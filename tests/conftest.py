@@ -22,7 +22,7 @@ def fake_record(profile: str, name: str, shift: int = 0, **changes) -> records.R
     summary = {"rho": entry.run.rho, "images": 6, "miou": 0.5 + shift / 100, "iou": [0.4, 0.5, None], "pixel_accuracy": 0.8,
                "handed": [1, 0.6, 0.4], "decided": [0.4, 0.2, 0.4], "decided_pixels": [[50, 30, 1], [20, 5, 2], [10, 20, 3]]}
     synthetic = PROFILES[profile].data.name == "shapes"
-    values = {"commit": "c" * 40, "dirty": False, "source_hash": "0123456789", "device": "test", "seed": 0, "train_seconds": 1,
+    values = {"commit": "c" * 40, "dirty": False, "source_hash": "0123456789", "device": "test", "seed": 0, "train_seconds": 1, "evaluate_seconds": 1,
               "data": {"name": "test data", "synthetic": synthetic, "classes": ["a", "b", "c"], "size": [8, 9],
                        "images": {"train": 6, "val": 6, "test": 6}, "sha256": {"val": "f"}},
               "metrics": {"val": summary, "test": summary}, "sweep": [summary] * 8, **changes}

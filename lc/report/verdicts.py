@@ -234,7 +234,7 @@ def readme_block(ev: Evidence) -> str:
             rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
                     for index, row in zip(frame.index, frame.to_numpy(dtype=object))]
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
-    first = ev["initial"]
-    parts.append(f"Ours: {ev.label}, seed {first['seed']}, {first['device']}; records in results/{ev.profile.name}/runs, written by commits "
+    first, hours = ev["initial"], sum(r.get("train_seconds", 0) + r["evaluate_seconds"] for r in (record.values for record in ev.records.values())) / 3600
+    parts.append(f"Ours: {ev.label}, seed {first['seed']}, {first['device']}; {len(ev.records)} records of {hours:.0f} hours of training and evaluation in results/{ev.profile.name}/runs, written by commits "
                  f"{', '.join(sorted({r['commit'][:10] for r in ev.records.values()}))}. Brackets: 95 % intervals from a paired bootstrap over images; of speed-ups, quartiles.")
     return "\n\n".join(parts)
