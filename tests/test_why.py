@@ -105,6 +105,10 @@ def test_seeds_have_a_mean(house):
     ev = evidence("camvid", dsn=0, lc_0p985=40, **{"dsn_seed_1": 0, "lc_0p985_seed_1": 0})
     row = why.seeds(ev).loc["lc-0.985 over dsn", "test"]
     assert row["seed 1"] == "+0.00 [+0.00, +0.00]" and row["seeds"] == 2 and float(row["mean"].split()[0]) == pytest.approx(float(row["apart"]) / 2, abs=0.02)
+    ev.records.update(evidence("camvid", initial=0, irnet=0).records)
+    first = verdicts.answers(ev)[0]
+    mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), "mean"]
+    assert f"Mean over 2 seeds, lc-0.985 over dsn: {mean} (val; seeds" in first and "seeds, lc-0.985 over irnet" not in first
 
 
 def test_a_data_set_without_test_labels(house):

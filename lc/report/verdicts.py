@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 
 from lc.paper import published
+from lc.report import why
 from lc.report.tables import (METHODS, Evidence, decided_shares, difficulty_shares, gain, interval, label_ratios, methods, near_boundary,
                        paper_and_ours, percent, printed, rho_runs, rho_table, selection_table, speed_files, words)
 
@@ -169,9 +170,18 @@ def answers(ev: Evidence) -> list[str]:
         found = [difference(ev, METHODS["LC"], METHODS[other], split) for split in ev.splits]
         kinds |= {d.verdict(claimed).split(":")[0] for d in found}
         parts.append(f"LC - {other}: {', '.join(f'{d.short} ({d.split})' for d in found)}; paper: {claimed:+.2f}")
+    parts += _over_seeds(ev)
     short = {"reproduced": "Yes", "in part": "In direction, not in size", "not": "No, LC is less accurate here", "not shown": "Not shown"}
     word = short[kinds.pop()] if len(kinds) == 1 else "Not throughout"
     return [f"**Did the accuracy gain hold? {word}.** {ev.label}. {'. '.join(parts)}.", *_speed_answer(ev), _scope(ev)]
+
+
+def _over_seeds(ev: Evidence) -> list[str]:
+    """The mean gains of LC where there is more than one seed; the sentences before are of the first."""
+    table = why.seeds(ev)
+    several = [name for name in (f"{METHODS['LC']} over {METHODS[other]}" for other in ("DSN", "IRNet")) if (table.loc[name]["seeds"] > 1).all()]
+    return [f"Mean over {table.loc[name]['seeds'].iloc[0]} seeds, {name}: " + ", ".join(
+        f"{row['mean']} ({split}; seeds {row['apart']} apart)" for split, row in table.loc[name].iterrows()) for name in several]
 
 
 def _speed_answer(ev: Evidence) -> list[str]:
@@ -195,7 +205,7 @@ def _speed_answer(ev: Evidence) -> list[str]:
 
 
 def _scope(ev: Evidence) -> str:
-    first, seeds = ev["initial"], len({r["seed"] for r in ev.trained})
+    first, seeds = ev["initial"], why.seeds(ev)["seeds"].max()
     return (f"**How far does this reach?** {seeds} seed{'s' * (seeds > 1)}; {first['parameters'] / 1e6:.2f} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: ImageNet)."
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))
