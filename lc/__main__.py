@@ -119,16 +119,20 @@ def bench(args) -> None:
     print(call.get(args.kind, lambda: getattr(timing, args.kind)(args.json, device, **chosen))())
 
 
+def _trained(args):
+    """The cascade that is asked for, its data set, and the height of the images it is given."""
+    from lc import runs
+    name = args.profile or "camvid-lite"
+    return *runs.trained(name, args.experiment, _device(args.device)), args.height or experiments.profile(name).train.crop[0]
+
+
 def predict(args) -> None:
     """Label, stage and confidence maps of images, as PNG overlays."""
     check_rho(args.rho)
-    from lc import runs
     from lc.speed import fast
     from lc import predict as predictor
-    name = args.profile or "camvid-lite"
     images = predictor.read_images(args.images)  # all of them, before anything is written
-    model, spec = runs.trained(name, args.experiment, _device(args.device))
-    height = args.height or round(experiments.profile(name).train.crop[0])
+    model, spec, height = _trained(args)
     for path in predictor.write_overlays(images, args.out, fast.prepare(model), spec, args.rho, height):
         print(path)
 
@@ -155,10 +159,7 @@ def video(args) -> None:
     if args.fps is not None and not args.fps > 0:
         raise InputError(f"--fps must be greater than 0, got {args.fps:g}")
     from lc import predict as predictor
-    from lc import runs
-    name = args.profile or "camvid-lite"
-    model, spec = runs.trained(name, args.experiment, _device(args.device))
-    height = args.height or round(experiments.profile(name).train.crop[0])
+    model, spec, height = _trained(args)
     predictor.video(args.source, args.out, model, spec, args.rho, args.fps, height)
     print(args.out)
 
@@ -213,7 +214,9 @@ def parser() -> argparse.ArgumentParser:
         shared = {"profile": dict(help="one of " + ", ".join(experiments.PROFILES)), "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
                   "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),
                   "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)"),
-                  "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, each on its share of the cores (default: up to 4, with a GPU 1)")}
+                  "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, each on its share of the cores (default: up to 4, with a GPU 1)"),
+                  "experiment": dict(default=f"lc-{experiments.BEST_RHO}"), "rho": dict(type=float, default=float(experiments.BEST_RHO)),
+                  "height": dict(type=int, help="rows the network sees (default: what it was trained on)")}
         for option in options:
             sub.add_argument(f"--{option}", **shared[option])
         return sub
@@ -227,24 +230,18 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("experiment")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
-    sub = add("bench", bench, "profile", "data", "device")
+    sub = add("bench", bench, "profile", "data", "device", "experiment")
     sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network", "networks", "training", "loader", "systems", "poster"))
-    sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
     sub.add_argument("--images", type=int, default=10)
     sub.add_argument("--repeats", type=int, help="rounds after the warm-up (default: 5 to 15, by kind)")
     sub.add_argument("--json", type=Path, metavar="FILE")
     for call in (predict, video):
-        sub = add(call.__name__, call, "profile", "device")
-        sub.add_argument("--rho", type=float, default=float(experiments.BEST_RHO))
-        sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
-        sub.add_argument("--height", type=int, help="rows the network sees (default: what it was trained on)")
+        sub = add(call.__name__, call, "profile", "device", "rho", "experiment", "height")
         sub.add_argument("--out", type=Path, default=Path("build") / call.__name__)
         sub.add_argument(*(["images"] if call is predict else ["source"]), **({"nargs": "+"} if call is predict else {"type": Path}))
     sub.add_argument("--fps", type=float, help="pick rho for this many frames per second, measured on the first frames, instead of --rho")
-    sub = add("export", export, "profile", "data", "device")
+    sub = add("export", export, "profile", "data", "device", "experiment", "rho")
     sub.add_argument("--format", required=True, choices=("voc", "cityscapes"), help="whose evaluation server")
-    sub.add_argument("--experiment", default=f"lc-{experiments.BEST_RHO}")
-    sub.add_argument("--rho", type=float, default=float(experiments.BEST_RHO))
     sub.add_argument("--split", default="val", help="what is labelled, as the server calls it")
     sub.add_argument("--images", type=Path, metavar="FOLDER", help="label these instead, e.g. the test images")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/export/<experiment>-<split>")
