@@ -29,6 +29,7 @@ from lc.region_conv import RegionTensor, _as_image
 from lc.speed import winograd
 
 SMALL = 1200  # cells of a map under which oneDNN's fused addition can be three times slower than a plain product (results/NOTES.md)
+CHUNK = 1024  # rows that stay in a core's cache between two passes over them
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
 
@@ -131,15 +132,6 @@ def _full(shape: tuple[int, int, int], device: torch.device) -> Region:
     return Region(torch.ones(shape, dtype=torch.bool, device=device))
 
 
-def _table(region: Region, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Of a convolution on a region: the row that each tap reads (P T,), and which of these are missing and read zero."""
-    def make() -> tuple[Tensor, Tensor]:
-        table = region.table(conv.kernel_size, conv.dilation).flatten()
-        return table.clamp(max=max(region.rows - 1, 0)).int(), (table >= region.rows).nonzero().squeeze(1)
-
-    return region.once(("rows and missing", conv.kernel_size, conv.dilation), make)
-
-
 class Product:
     """rows @ weight^T + bias and then ReLU (or not), for rows (P, C) and weight (O, C); packed for oneDNN at first use on a CPU in float32.
 
@@ -153,8 +145,11 @@ class Product:
 
     def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
         """total (P, O) becomes total + rows @ weight^T + bias, and then ReLU (or not), in place."""
-        total.add_(self._product(rows, relu=False))
-        return total.relu_() if self.relu else total
+        for part, more in zip(total.split(CHUNK), self._product(rows, relu=False).split(CHUNK)):
+            part.add_(more)
+            if self.relu:
+                part.relu_()
+        return total
 
     @staticmethod
     def packs(x: Tensor) -> bool:
@@ -301,5 +296,5 @@ class DenseResidual(nn.Module):
 
 def _windows(rows: Tensor, region: Region, conv: nn.Conv2d) -> Tensor:
     """(P, T C): the window of each pixel, zeros where a neighbour is missing."""
-    table, missing = _table(region, conv)
-    return rows.index_select(0, table).index_fill_(0, missing, 0).view(len(rows), math.prod(conv.kernel_size) * rows.shape[1])
+    taps = region.once(("taps", window := (conv.kernel_size, conv.dilation)), lambda: winograd.Reads(region.table(*window).flatten(), region))
+    return taps(rows).view(len(rows), math.prod(conv.kernel_size) * rows.shape[1])

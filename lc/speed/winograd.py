@@ -16,14 +16,29 @@ KERNEL = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 /
 OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
 
-def _both_axes(matrix: list[list[float]]) -> Tensor:
-    along = torch.tensor(matrix, dtype=torch.float64)
-    return torch.kron(along, along)
+def _both_axes(along: Tensor, tiles: Tensor) -> Tensor:
+    """along (m, n) applied to both axes of tiles (n n, T): (m m, T)."""
+    m, n = along.shape
+    return (along @ (along @ tiles.view(n, -1)).view(m, n, -1)).view(m * m, -1)
+
+
+class Reads:
+    """What windows read of a region. source: (T,) a row for each tap, R and above for zero. Zeros are read from a row behind P where there is one."""
+
+    def __init__(self, source: Tensor, region: Region):
+        self.source = source.clamp(max=max(region.rows - 1, 0))
+        self.missing = None if region.rows > len(region) else (source >= region.rows).nonzero().squeeze(1)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(R, C) to (T, C)."""
+        if self.missing is not None:
+            return rows.index_select(0, self.source).index_fill_(0, self.missing, 0)
+        rows[-1].zero_()
+        return rows.index_select(0, self.source)
 
 
 class Tiles:
-    """The T tiles of a region. source: (36 T,) the row that each input reads, `missing`: those that read zero; place: (R,) where the value of
-    each row lies among the (16 T,) outputs."""
+    """The T tiles of a region. taps: what their (36 T,) inputs read; place: (R,) where the value of each row lies among the (16 T,) outputs."""
 
     def __init__(self, region: Region, dilation: tuple[int, int]):
         starts, pads = [], []
@@ -39,10 +54,9 @@ class Tiles:
 
         made = rows(range(1, 1 + MADE))
         chosen = (made < region.rows).any(0)
-        source, made = rows(range(READ))[:, chosen].flatten(), made[:, chosen].flatten()
-        self.source, self.missing = source.clamp(max=max(region.rows - 1, 0)).int(), (source >= region.rows).nonzero().squeeze(1)
-        place = torch.zeros(region.rows + 1, dtype=torch.int32, device=region.device)
-        self.place = place.index_copy_(0, made, torch.arange(len(made), dtype=torch.int32, device=region.device))[:-1]
+        self.taps, made = Reads(rows(range(READ))[:, chosen].flatten(), region), made[:, chosen].flatten()
+        place = torch.zeros(region.rows + 1, dtype=torch.long, device=region.device)
+        self.place = place.index_copy_(0, made, torch.arange(len(made), device=region.device))[:-1]
 
 
 class Winograd:
@@ -50,13 +64,14 @@ class Winograd:
 
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
         self.bias, self.dilation, self.relu = conv.bias, conv.dilation, relu
-        self.input, self.output = _both_axes(INPUT).float(), _both_axes(OUTPUT).float()
-        self.weight = (_both_axes(KERNEL) @ conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)).float().view(READ**2, *conv.weight.shape[1::-1])
+        self.input, self.output = torch.tensor(INPUT).float(), torch.tensor(OUTPUT).float()
+        kernel = torch.tensor(KERNEL, dtype=torch.float64)
+        self.weight = _both_axes(kernel, conv.weight.double().permute(2, 3, 1, 0).reshape(9, -1)).float().view(READ**2, *conv.weight.shape[1::-1])
 
     def __call__(self, rows: Tensor, region: Region) -> Tensor:
         """(R, C) to (R, O)."""
         tiles = region.once(("tiles", self.dilation), lambda: Tiles(region, self.dilation))
-        taps = rows.index_select(0, tiles.source).index_fill_(0, tiles.missing, 0).view(READ**2, -1)
-        products = torch.bmm((self.input @ taps).view(READ**2, -1, rows.shape[1]), self.weight)
-        made = (self.output @ products.flatten(1)).view(-1, products.shape[2]).index_select(0, tiles.place).add_(self.bias)
+        taps = tiles.taps(rows).view(READ**2, -1)
+        products = torch.bmm(_both_axes(self.input, taps).view(READ**2, -1, rows.shape[1]), self.weight)
+        made = _both_axes(self.output, products).view(-1, products.shape[2]).index_select(0, tiles.place).add_(self.bias)
         return made.relu_() if self.relu else made
