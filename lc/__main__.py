@@ -115,6 +115,7 @@ def bench(args) -> None:
     name, _ = _resolve(args.profile)
     call = {"cascade": lambda: timing.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
             "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
+            "networks": lambda: timing.network(args.json, device, names=timing.OTHERS, **chosen),
             "systems": lambda: timing.systems(name, args.json, device, **chosen)}
     print(call.get(args.kind, lambda: getattr(timing, args.kind)(args.json, device, **chosen))())
 

@@ -20,7 +20,7 @@ class Region:
     """The set M of Sec. 3.2, for a whole batch.
 
     mask: (N, H, W) bool, True inside M. Empty, full and one-pixel regions are ordinary. padded: R is P rounded up to a multiple of WIDTH, by 6 % at
-    most where P is large, so that the rows of a region form an image, and few sizes of it occur; else R = P. No window reads the rows behind P.
+    most where P is large, so that the rows of a region form an image, and few sizes of it occur; else R = P. Rows behind P hold anything.
     """
 
     def __init__(self, mask: Tensor, padded: bool = False):

@@ -70,6 +70,23 @@ def test_same_probabilities_and_decisions(model, images, quantile, onednn, monke
 
 
 @torch.no_grad()
+def test_one_prepared_cascade_takes_images_of_several_sizes(model, monkeypatch):
+    """Packings made for one size serve, or are made again, for the next; additions in place and in strips give what the modules give."""
+    monkeypatch.setattr(fast_module, "SMALL", 0), monkeypatch.setattr(fast_module, "CHUNK", 16)
+    quick = prepare(model)
+    for seed, size in enumerate([(72, 88), (40, 120), (72, 88)]):
+        x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+        for rho in (1.0, between(model, x, 0.5)):
+            torch.testing.assert_close(quick(x, rho).log_probs.exp(), model(x, rho).log_probs.exp(), atol=2e-5, rtol=1e-4)
+
+
+def test_winograd_is_for_cpus():
+    """Elsewhere its weights would be of no use."""
+    wide = {device: nn.Conv2d(winograd.WIDE, winograd.WIDE, 3, padding=1, device=device) for device in ("cpu", "meta")}
+    assert [fast_module._worthwhile(conv) for conv in wide.values()] == [True, False]
+
+
+@torch.no_grad()
 def test_empty_and_repeated(model):
     """An empty region is ordinary; a second call gives the same bytes, so nothing is written into what is kept."""
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(9))
@@ -142,7 +159,9 @@ def test_winograd_is_the_convolution(dilation, size, share, padded):
     x = torch.randn(2, 5, *size, generator=draw) * region.mask[:, None]
     conv = nn.Conv2d(5, 7, 3, padding=dilation, dilation=dilation).requires_grad_(False)
     for relu in (True, False):
-        found, expected = winograd.Winograd(conv, relu)(region.gather(x), region), conv(x).relu() if relu else conv(x)
+        rows, expected = region.gather(x), conv(x).relu() if relu else conv(x)
+        rows[len(region):] = 7  # behind P lies anything
+        found = winograd.Winograd(conv, relu)(rows, region)
         assert found.shape == (region.rows, 7)
         torch.testing.assert_close(found[:len(region)], region.gather(expected)[:len(region)], atol=2e-5, rtol=1e-4)
 
@@ -254,7 +273,7 @@ def test_bench_network(unhurried, tmp_path):
 
 def test_bench_networks(unhurried, tmp_path):
     """LC on timm's networks, in rows that name them."""
-    rows = json.loads(bench.networks(tmp_path / "x.json", repeats=1, settings=[(torch.float32, 1, (128, 128))], width=0.125, head_width=16).read_text())["rows"]
+    rows = json.loads(bench.network(tmp_path / "x.json", repeats=1, names=bench.OTHERS, settings=[(torch.float32, 1, (128, 128))], width=0.125, head_width=16).read_text())["rows"]
     assert [(row["network"], row["rho"]) for row in rows] == [("vgg16", 0.985), ("vgg16", 0.8), ("resnet101", 0.985), ("resnet101", 0.8)]
     assert all(row["same_labels"] > 0.999 and row["ideal"] > 1 for row in rows)
 

@@ -120,7 +120,11 @@ def test_easy_pixels_can_keep_a_loss():
     torch.testing.assert_close(cascade_loss(out, label, (1,), easy_weight=0.1), cascade_loss(out, label, (1,)))
 
 
-def test_hard_pixels_can_lose_their_loss():
+def fit_loss(folder, **phase) -> float:
+    return fit(run_config(Phase(1, 1e-6, **phase)), folder)[1].history[0]["loss"]
+
+
+def test_hard_pixels_can_lose_their_loss(tmp_path):
     """hard_above takes the pixels out that are wrong and more confident than it: neither their loss nor their gradient counts."""
     probs = torch.tensor([[0.97, 0.02, 0.01], [0.97, 0.02, 0.01], [0.90, 0.06, 0.04], [0.01, 0.96, 0.03]])
     label = torch.tensor([1, 0, 1, IGNORE]).view(1, 1, 4)
@@ -131,6 +135,7 @@ def test_hard_pixels_can_lose_their_loss():
     torch.testing.assert_close(scores.grad[0, :, 0, [0, 3]], none.expand(3, 2))
     assert (scores.grad[0, :, 0, [1, 2]] != 0).all()
     torch.testing.assert_close(stage_loss(scores, every, label), -(probs[0, 1].log() + probs[1, 0].log() + probs[2, 1].log()) / 3)
+    assert fit_loss(tmp_path / "a", hard_above=0.0) < fit_loss(tmp_path / "b") - 0.1
     out = CascadeOutput(scores, every, [scores] * 2, [scores] * 2, [every] * 2)
     torch.testing.assert_close(cascade_loss(out, label, (1, 2), hard_above=0.95), 2 * stage_loss(scores, every, label, hard_above=0.95))
 

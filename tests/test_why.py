@@ -111,6 +111,19 @@ def test_seeds_have_a_mean(house):
     assert f"Mean over 2 seeds, lc-0.985 over dsn: {mean} (val; seeds" in first and "seeds, lc-0.985 over irnet" not in first
 
 
+@pytest.mark.parametrize("full, small, word", [
+    ((1.9, 2.9), (1.9, 2.9), "Yes."), ((1.2, 1.5), (1.2, 1.5), "In direction, not in size."), ((0.9, 0.8), (0.9, 0.8), "No."),
+    ((1.2, 1.5), (0.9, 1.1), "In part: not for the small trained LC at rho = 0.985 (that CPU)."),
+    ((0.8, 1.5), (0.9, 1.1), "In part: not for the full-width network at rho = 0.985 (that CPU), the small trained LC at rho = 0.985 (that CPU).")])
+def test_the_answer_on_speed_names_what_got_no_faster(house, monkeypatch, full, small, word):
+    """Yes only where every row reaches the paper's factor, No where none gained."""
+    rows = {"network": full, "cascade": small}
+    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"size": (1, 1), "device": "that CPU", "rows": [
+        {"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 3} for rho, v in zip((0.985, 0.8), rows[kind])]}])
+    answer = verdicts.answers(evidence(initial=0, irnet=0, dsn=0, lc_0p985=0))[1]
+    assert answer.startswith(f"**Did the speed gain hold? {word}**")
+
+
 def test_a_data_set_without_test_labels(house):
     """Tables, sentences and the README's block name val alone."""
     ev = evidence("camvid", initial=0, irnet=0, dsn=0, lc_0p985=40)

@@ -187,12 +187,12 @@ def _over_seeds(ev: Evidence) -> list[str]:
 def _speed_answer(ev: Evidence) -> list[str]:
     rows, parts = [], []
     for bench in speed_files("network"):
-        rows += [(f"the full-width network at rho = {row['rho']:g}", row["speedup_low"] > 1, row["speedup_high"] >= paper_speedups()[row["rho"]]) for row in bench["rows"]]
+        rows += [(f"the full-width network at rho = {row['rho']:g} ({bench['device']})", row["speedup_low"] > 1, row["speedup_high"] >= paper_speedups()[row["rho"]]) for row in bench["rows"]]
         parts.append(f"The full-width network at the paper's pixel shares (random weights, {bench['size'][0]}x{bench['size'][1]}, {bench['device']}): " + ", ".join(
             f"{row['speedup']:.2f}x at rho = {row['rho']:g} (its multiply-adds allow {row['ideal']:.2f}x)" for row in bench["rows"]) + " over the fastest dense form")
     for bench in speed_files("cascade", ev.profile.name):
         chosen = [row for row in bench["rows"] if row["rho"] in paper_speedups()]
-        rows += [(f"the small trained LC at rho = {row['rho']:g}", row["speedup"] > 1, row["speedup"] >= paper_speedups()[row["rho"]]) for row in chosen]
+        rows += [(f"the small trained LC at rho = {row['rho']:g} ({bench['device']})", row["speedup"] > 1, row["speedup"] >= paper_speedups()[row["rho"]]) for row in chosen]
         parts.append(f"The small trained LC whose accuracy is given above ({bench['size'][0]}x{bench['size'][1]}, {bench['device']}): " + ", ".join(
             f"{row['speedup']:.2f}x at rho = {row['rho']:g}" for row in chosen) + " over its dense form")
     if not rows:
@@ -205,7 +205,7 @@ def _speed_answer(ev: Evidence) -> list[str]:
 
 
 def _scope(ev: Evidence) -> str:
-    first, seeds = ev["initial"], why.seeds(ev)["seeds"].max()
+    first, seeds = ev["initial"], int(why.seeds(ev).loc[[f"{METHODS['LC']} over {METHODS[other]}" for other in ("DSN", "IRNet")], "seeds"].min())
     return (f"**How far does this reach?** {seeds} seed{'s' * (seeds > 1)}; {first['parameters'] / 1e6:.2f} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: ImageNet)."
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))

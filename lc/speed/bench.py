@@ -108,7 +108,8 @@ def region(target: Path | None = None, device: torch.device = CPU, repeats: int 
             plain = RegionTensor.select(x, Region(mask))
             for _ in range(chain):
                 plain = block(plain)
-            differences["region"] = difference(lambda: found.dense() if isinstance(found := call(), RegionTensor) else found[0].scatter(found[1]), plain.dense(), "region")
+            as_map = lambda found: found[0].scatter(found[1]) if static else found.dense()
+            differences["region"] = difference(lambda: as_map(call()), plain.dense(), "region")
             times = undisturbed({**dense, "all active": on(full), "region": call, **({} if static else _left_out(name, on, mask, chain))}, repeats, device)
             parts = {key: times.pop(key) for key in list(times) if key.startswith(("without", "calls"))}
             row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": on_size, **compare(times, 1 / active), "differences": {**differences}}
@@ -125,17 +126,15 @@ def _gap(row: dict, parts: dict[str, np.ndarray]) -> dict[str, float]:
 
 @torch.no_grad()
 def network(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, static: bool | None = None, settings: list | None = None,
-            names: tuple[str, ...] = ("irnet",), kind: str = "network", **architecture) -> Path:
+            names: tuple[str, ...] = ("irnet",), **architecture) -> Path:
     """The full IRNet-LC at the pixel shares of Table 1 (rho = 0.985 and 0.8), index building and all heads included, against the dense
-    network with its last head; random weights, as time does not depend on them. Both sides are compared with the plain modules."""
+    network with its last head; random weights, as time does not depend on them. Both sides are compared with the plain modules. OTHERS: LC on
+    the backbones of Tables 4 to 6."""
     rows = []
     for name in names:
         found, absent = _network_rows(device, repeats, static, settings or SETTINGS[device.type], {"network": name, **architecture})
-        rows += [{**({"network": name} if kind == "networks" else {}), **row} for row in found]
-    return write(kind, device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
-
-
-networks = partial(network, names=OTHERS, kind="networks")  # LC on the backbones of Tables 4 to 6
+        rows += [{"network": name, **row} for row in found] if names == OTHERS else found
+    return write("networks" if names == OTHERS else "network", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
 
 
 def _left(rho: str) -> np.ndarray:

@@ -29,7 +29,7 @@ from lc.region_conv import RegionTensor, _as_image
 from lc.speed import winograd
 
 SMALL = 1200  # cells of a map under which oneDNN's fused addition can be three times slower than a plain product (results/NOTES.md)
-CHUNK = 1024  # rows that stay in a core's cache between two passes over them
+CHUNK = 1024  # rows that stay in the cache between two passes over them
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
 
@@ -103,7 +103,7 @@ def _keeps_grid(conv: nn.Conv2d) -> bool:
 
 def _worthwhile(conv: nn.Conv2d) -> bool:
     """Whether Winograd's filtering can compute this convolution, and saves time."""
-    return conv.kernel_size == (3, 3) and _keeps_grid(conv) and min(conv.weight.shape[:2]) >= winograd.WIDE
+    return conv.weight.device.type == "cpu" and conv.kernel_size == (3, 3) and _keeps_grid(conv) and min(conv.weight.shape[:2]) >= winograd.WIDE
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -140,29 +140,28 @@ class Product:
     def __init__(self, weight: Tensor, bias: Tensor, relu: bool = True):
         self.weight, self.bias, self.relu, self.packed = weight.contiguous(), bias, relu, None
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return self._product(rows, self.relu)
-
-    def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
-        """total (P, O) becomes total + rows @ weight^T + bias, and then ReLU (or not), in place."""
-        for part, more in zip(total.split(CHUNK), self._product(rows, relu=False).split(CHUNK)):
-            part.add_(more)
-            if self.relu:
-                part.relu_()
-        return total
-
     @staticmethod
     def packs(x: Tensor) -> bool:
         """Whether packed weights can be had for this input."""
         return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
-    def _product(self, rows: Tensor, relu: bool) -> Tensor:
+    def __call__(self, rows: Tensor, relu: bool | None = None) -> Tensor:
+        relu = self.relu if relu is None else relu
         if not self.packs(rows):
             made = F.linear(rows, self.weight, self.bias)
             return made.relu_() if relu else made
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(rows))
         return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "relu" if relu else "none", [], "")
+
+    def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
+        """total (P, O) becomes total + rows @ weight^T + bias, and then ReLU (or not), in place."""
+        step = CHUNK if self.packs(rows) else max(1, len(rows))
+        for part, more in zip(total.split(step), self(rows, relu=False).split(step)):
+            part.add_(more)
+            if self.relu:
+                part.relu_()
+        return total
 
 
 class FastStage(nn.Sequential):
@@ -178,7 +177,7 @@ class FastStage(nn.Sequential):
 
 
 class OnRows(nn.Module):
-    """Something on the pixels of a region. A FastResidual overwrites the values of its input: in a cascade nobody reads them again."""
+    """Something on the pixels of a region. A FastResidual overwrites the values of its input (winograd.Reads only behind P): in a cascade nobody reads them again."""
 
     def forward(self, x: RegionTensor) -> RegionTensor:
         """Shapes as in the original."""
@@ -296,5 +295,6 @@ class DenseResidual(nn.Module):
 
 def _windows(rows: Tensor, region: Region, conv: nn.Conv2d) -> Tensor:
     """(P, T C): the window of each pixel, zeros where a neighbour is missing."""
-    taps = region.once(("taps", window := (conv.kernel_size, conv.dilation)), lambda: winograd.Reads(region.table(*window).flatten(), region))
+    window = conv.kernel_size, conv.dilation
+    taps = region.once(("taps", window), lambda: winograd.Reads(region.table(*window).flatten(), region))
     return taps(rows).view(len(rows), math.prod(conv.kernel_size) * rows.shape[1])

@@ -30,7 +30,7 @@ class Reads:
         self.missing = None if region.rows > len(region) else (source >= region.rows).nonzero().squeeze(1)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(R, C) to (T, C)."""
+        """(R, C) to (T, C). Where there are rows behind P, the last one becomes zero in place."""
         if self.missing is not None:
             return rows.index_select(0, self.source).index_fill_(0, self.missing, 0)
         rows[-1].zero_()
