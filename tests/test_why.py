@@ -108,7 +108,7 @@ def test_seeds_have_a_mean(house):
     ev.records.update(evidence("camvid", initial=0, irnet=0).records)
     first = verdicts.answers(ev)[0]
     mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), "mean"]
-    assert f"Mean over 2 seeds, lc-0.985 over dsn: {mean} (val; seeds" in first and "seeds, lc-0.985 over irnet" not in first
+    assert f"Mean over 2 seeds, LC - DSN: {mean} (val; seeds" in first and "seeds, LC - IRNet" not in first
 
 
 @pytest.mark.parametrize("full, small, word", [

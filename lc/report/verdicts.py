@@ -179,9 +179,9 @@ def answers(ev: Evidence) -> list[str]:
 def _over_seeds(ev: Evidence) -> list[str]:
     """The mean gains of LC where there is more than one seed; the sentences before are of the first."""
     table = why.seeds(ev)
-    several = [name for name in (f"{METHODS['LC']} over {METHODS[other]}" for other in ("DSN", "IRNet")) if (table.loc[name]["seeds"] > 1).all()]
-    return [f"Mean over {table.loc[name]['seeds'].iloc[0]} seeds, {name}: " + ", ".join(
-        f"{row['mean']} ({split}; seeds {row['apart']} apart)" for split, row in table.loc[name].iterrows()) for name in several]
+    rows = {other: table.loc[f"{METHODS['LC']} over {METHODS[other]}"] for other in ("DSN", "IRNet")}
+    return [f"Mean over {found['seeds'].iloc[0]} seeds, LC - {other}: " + ", ".join(
+        f"{row['mean']} ({split}; seeds {row['apart']} apart)" for split, row in found.iterrows()) for other, found in rows.items() if (found["seeds"] > 1).all()]
 
 
 def _speed_answer(ev: Evidence) -> list[str]:
