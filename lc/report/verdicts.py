@@ -205,8 +205,11 @@ def _speed_answer(ev: Evidence) -> list[str]:
 
 
 def _scope(ev: Evidence) -> str:
-    first, seeds = ev["initial"], int(why.seeds(ev).loc[[f"{METHODS['LC']} over {METHODS[other]}" for other in ("DSN", "IRNet")], "seeds"].min())
-    return (f"**How far does this reach?** {seeds} seed{'s' * (seeds > 1)}; {first['parameters'] / 1e6:.2f} M parameters (paper: "
+    first, table = ev["initial"], why.seeds(ev)
+    over_dsn, over_irnet = ([int(f) for f in table.loc[f"{METHODS['LC']} over {METHODS[other]}", "seeds"]] for other in ("DSN", "IRNet"))
+    least = min(*over_dsn, *over_irnet)
+    seeds = f"{least} seed{'s' * (least > 1)}" + (f" ({min(over_dsn)} for LC - DSN)" if min(over_dsn) != least else "")
+    return (f"**How far does this reach?** {seeds}; {first['parameters'] / 1e6:.2f} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: ImageNet)."
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))
 
