@@ -36,16 +36,16 @@ def plan(args) -> None:
     """Say what `make reproduce` will do; with --only just its name, data set or count."""
     name, why = _resolve(args.profile)
     profile = experiments.profile(name)
-    todo, every = records.missing(name), experiments.catalogue(name)
+    due, every = records.missing(name), experiments.catalogue(name)
     if args.only:
-        print({"name": name, "dataset": profile.data.name, "count": len(todo) + len(records.bench_missing(name))}[args.only])
+        print({"name": name, "dataset": profile.data.name, "count": len(due) + len(records.bench_missing(name))}[args.only])
         return
     print(f"Profile {name} ({why}): {profile.data.name} data, tier {profile.tier}, made for {profile.made_for}.")
-    if not todo:
+    if not due:
         print(f"All {len(every)} runs have their records; nothing is trained.")
     else:
-        print(f"{len(todo)} of {len(every)} runs are missing: {', '.join(e.name for e in todo)}.")
-        print(f"Training takes about {sum(e.minutes for e in todo) / machine.jobs():.0f} minutes on {profile.made_for.split(',')[0]}, {machine.jobs()} at a time; the book about 2 more.")
+        print(f"{len(due)} of {len(every)} runs are missing: {', '.join(e.name for e in due)}.")
+        print(f"Training takes about {sum(e.minutes for e in due) / machine.jobs():.0f} minutes on {profile.made_for.split(',')[0]}, {machine.jobs()} at a time; the book about 2 more.")
     for entry in every.values():
         record = records.find(entry)
         if record and record.stale:
@@ -73,16 +73,16 @@ def run(args) -> None:
         raise InputError(f"--jobs must be at least 1, got {args.jobs}")
     chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
     found = {entry.name: records.find(entry) for entry in chosen}
-    todo = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
+    due = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
     timings = [] if args.experiments else records.bench_missing(name)
-    if not todo and not timings:
+    if not due and not timings:
         print(f"{name}: no run is missing")
         return
     from lc import runs
     from lc.speed import bench
     device = _device(args.device)
     print(f"device: {machine.device_name(device)}; data set: {experiments.profile(name).data.name}, looked for under {paths.data_root(args.data)}")
-    runs.run_all(todo, args.data, device, args.workers, args.jobs)
+    runs.run_all(due, args.data, device, args.workers, args.jobs)
     for kind in timings:
         print(bench.run(name, f"lc-{experiments.BEST_RHO}", args.data, device) if kind == "cascade" else bench.systems(name, device=device))
 

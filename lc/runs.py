@@ -48,18 +48,18 @@ def _name_of(run: RunConfig) -> str:
     return next(entry.name for entry in catalogue(run.profile).values() if entry.run == run)
 
 
-def run_all(todo: list[Experiment], root, device: torch.device, workers: int = 0, jobs: int = 1) -> None:
-    """Make the records of `todo`, `jobs` at a time, each in a process of its own with its share of the cores. A run waits for what it starts
+def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0, jobs: int = 1) -> None:
+    """Make the records of `due`, `jobs` at a time, each in a process of its own with its share of the cores. A run waits for what it starts
     from. After an error no run is begun; those under way end, and the error is raised."""
-    todo = _with_starts(todo)
-    jobs = max(1, min(jobs, len(todo)))  # one run has all the cores
-    waiting, running = {entry.name: entry for entry in todo}, {}
+    due = _with_starts(due)
+    jobs = max(1, min(jobs, len(due)))  # one run has all the cores
+    waiting, running = {entry.name: entry for entry in due}, {}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs),)) if jobs > 1 else ThreadPoolExecutor(1) as pool:
         while waiting or running:
             free = [entry for entry in waiting.values() if not needs(entry) & (waiting.keys() | set(running.values()))]
             for entry in free[:jobs - len(running)]:
                 left = sum(e.minutes for e in waiting.values()) / jobs
-                print(f"[{len(todo) - len(waiting) + 1}/{len(todo)}] {entry.run.profile}/{entry.name}: {entry.title}; about {entry.minutes:.0f} min, "
+                print(f"[{len(due) - len(waiting) + 1}/{len(due)}] {entry.run.profile}/{entry.name}: {entry.title}; about {entry.minutes:.0f} min, "
                       f"all that is left {left:.0f} min{f', {jobs} at a time' if jobs > 1 else ''}", flush=True)
                 running[pool.submit(execute, waiting.pop(entry.name), root, device, workers)] = entry.name
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
@@ -67,8 +67,8 @@ def run_all(todo: list[Experiment], root, device: torch.device, workers: int = 0
                 ended.result()
 
 
-def _with_starts(todo: list[Experiment]) -> list[Experiment]:
-    """`todo`, each behind the runs that it starts from and whose weights are not here."""
+def _with_starts(due: list[Experiment]) -> list[Experiment]:
+    """`due`, each behind the runs that it starts from and whose weights are not here."""
     queue: dict[str, Experiment] = {}
 
     def add(entry: Experiment) -> None:
@@ -77,7 +77,7 @@ def _with_starts(todo: list[Experiment]) -> list[Experiment]:
             add(catalogue(start.profile)[_name_of(start)])
         queue.setdefault(entry.name, entry)
 
-    for entry in todo:
+    for entry in due:
         add(entry)
     return [*queue.values()]
 
