@@ -15,7 +15,7 @@ kernels = pytest.importorskip("lc.speed.kernels")
 from lc.region import Region
 from lc.region_conv import RegionTensor, region_conv2d_reference, region_max_pool2d
 from lc.speed import bench
-from test_fast import OTHERS, SMALL, model, other, unhurried  # noqa: F401 (fixtures)
+from test_fast import OTHERS, SMALL, between, model, other, unhurried  # noqa: F401 (fixtures)
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 
@@ -87,7 +87,7 @@ def test_pooling_and_gathering(share):
 def test_forward_in_static_buffers(model, images, quantile):  # noqa: F811
     """The same probabilities and decisions as the cascade: dense, on regions, and when stage 1 decides all."""
     x = torch.randn(images, 3, 40, 48, generator=torch.Generator().manual_seed(images))
-    rho = 1.0 if quantile is None else float(model(x, 1.0, depth=1).log_probs.exp().amax(1).quantile(quantile)) if quantile else 0.0
+    rho = 1.0 if quantile is None else between(model, x, quantile) if quantile else 0.0
     expected, (log_probs, decided) = model(x, rho), kernels.capture(kernels.DeviceCascade(model, rho), x)(x)
     torch.testing.assert_close(log_probs.exp(), expected.log_probs.exp(), atol=2e-5, rtol=1e-4)
     assert torch.equal(decided, expected.decided)
@@ -100,7 +100,7 @@ def test_forward_in_static_buffers(model, images, quantile):  # noqa: F811
 def test_other_networks_in_static_buffers(name, width):
     """timm's networks go through the same kernels: plain convolutions, dilated pools, shortcuts with a convolution, a block without ReLU."""
     cascade, x = other(name, width), torch.randn(1, 3, 32, 40, generator=torch.Generator().manual_seed(1))
-    rho = float(cascade(x, 1.0, depth=1).log_probs.exp().amax(1).quantile(0.6))
+    rho = between(cascade, x, 0.6)
     log_probs, decided = kernels.DeviceCascade(cascade, rho)(x)
     expected = cascade(x, rho)
     assert torch.equal(decided, expected.decided) and 0 < expected.shares[1] < 1

@@ -109,7 +109,6 @@ def test_seeds_have_a_mean(house):
     first = verdicts.answers(ev)[0]
     mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), "mean"]
     assert f"Mean over 2 seeds, LC - DSN: {mean} (val; seeds" in first and "seeds, LC - IRNet" not in first
-    assert "reach?** 1 seed (2 for LC - DSN); " in verdicts.answers(ev)[-1]
 
 
 @pytest.mark.parametrize("full, small, word", [

@@ -270,14 +270,14 @@ class DenseConv(nn.Module):
 
 
 class DenseResidual(nn.Module):
-    """A folded Residual on a dense map in channels last. Maps keep their size, so here a convolution that adds itself to the map in place can have
-    its weights packed for it (a Product takes two passes more over the map)."""
+    """A folded Residual on a dense map in channels last. Maps keep their size, so here a convolution can add itself to the map in place, its
+    weights packed for the first one (a Product takes two passes more over the map)."""
 
     POINT = ((0, 0), (1, 1), (1, 1), 1)  # padding, stride, dilation, groups
 
     def __init__(self, block: Residual):
         super().__init__()
-        self.mixed, self.packed, self.size = block.mixed, None, None
+        self.mixed, self.packed = block.mixed, None
         self.project = Product(block.scale * block.project.weight.flatten(1), block.scale * block.project.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -286,9 +286,9 @@ class DenseResidual(nn.Module):
         if not self.project.packs(y) or y[:, 0].numel() < SMALL:
             self.project.add_to(*(m.permute(0, 2, 3, 1).flatten(0, 2) for m in (x, y)))
             return x
-        if self.size != y.shape:
+        if self.packed is None:
             kernel = self.project.weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
-            self.size, self.packed = y.shape, torch.ops.mkldnn._reorder_convolution_weight(kernel, *self.POINT, list(y.shape))
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(kernel, *self.POINT, list(y.shape))
         torch.ops.mkldnn._convolution_pointwise_(x, y, self.packed, self.project.bias, *self.POINT, "add", 1.0, "relu", [], "")
         return x
 
