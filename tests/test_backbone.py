@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lc.speed import cost
+from lc.speed import bench, cost
 from lc.backbone import cut_stages, irnet
 from lc.cascade import build_irnet_lc
 from lc.paper import published
@@ -67,7 +67,7 @@ def test_macs_of_the_cascade_are_those_of_the_layers_that_ran():
 def test_timed_stages_add_up_and_rows_hold_their_ratio():
     """Times per stage are positive, one per stage; the dense row's speed-up against itself is 1."""
     model = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1)).eval()
-    rows = cost.bench_cascade(model, model, [torch.randn(1, 3, 32, 32)], [1.0, 0.5], repeats=3)
+    rows = bench._cascade_rows(model, model, [torch.randn(1, 3, 32, 32)], [1.0, 0.5], repeats=3)
     assert [row["rho"] for row in rows] == [None, 1.0, 0.5] and rows[0]["speedup"] == 1
     assert all(len(row["stage_ms"]) == 3 and min(row["stage_ms"]) > 0 and row["samples"] == 3 for row in rows[1:])
     assert rows[1]["handed"] == [1, 1, 1]

@@ -71,8 +71,8 @@ def test_same_probabilities_and_decisions(model, images, quantile, onednn, monke
 
 @torch.no_grad()
 def test_one_prepared_cascade_takes_images_of_several_sizes(model, monkeypatch):
-    """Packings made for one size serve, or are made again, for the next; additions in place and in strips give what the modules give."""
-    monkeypatch.setattr(fast_module, "SMALL", 0), monkeypatch.setattr(fast_module, "CHUNK", 16)
+    """Packings made for one size serve for the next; additions in place and in strips give what the modules give."""
+    monkeypatch.setattr(fast_module, "CHUNK", 16)
     quick = prepare(model)
     for seed, size in enumerate([(72, 88), (40, 120), (72, 88)]):
         x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))
@@ -82,8 +82,35 @@ def test_one_prepared_cascade_takes_images_of_several_sizes(model, monkeypatch):
 
 def test_winograd_is_for_cpus():
     """Elsewhere its weights would be of no use."""
-    wide = {device: nn.Conv2d(winograd.WIDE, winograd.WIDE, 3, padding=1, device=device) for device in ("cpu", "meta")}
+    wide = {device: nn.Conv2d(256, 256, 3, padding=1, device=device) for device in ("cpu", "meta")}
     assert [fast_module._worthwhile(conv) for conv in wide.values()] == [True, False]
+
+
+@pytest.mark.parametrize("taps", winograd.POINTS)
+def test_transforms_filter(taps):
+    """Lavin and Gray's identity, in float64."""
+    inputs, kernel, outputs = winograd.transforms(taps)
+    x, k = torch.randn(inputs.shape[1], dtype=torch.float64), torch.randn(taps, dtype=torch.float64)
+    assert outputs.shape == (1 if taps == 1 else winograd.MADE, len(x))
+    torch.testing.assert_close(outputs @ ((kernel @ k) * (inputs @ x)), x.unfold(0, taps, 1) @ k)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", winograd.WIDE)
+def test_winograd_only_where_pixels_lie_together(kernel, monkeypatch):
+    """On scattered pixels most of a tile would be thrown away: windows are read instead, and the result is the same."""
+    conv = nn.Conv2d(256, 256, kernel, padding=[k // 2 for k in kernel]).requires_grad_(False)
+    fast, x = fast_module.FastConv(conv), torch.randn(1, 256, 16, 16, generator=torch.Generator().manual_seed(0))
+    scattered, together = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    scattered[:, ::5, ::5], together[:, :8, :8] = True, True
+    for mask, pays in ((scattered, False), (together, True)):
+        region = Region(mask)
+        with monkeypatch.context() as patch:
+            filtered = []
+            patch.setattr(winograd.Winograd, "__call__", lambda self, *args, plain=winograd.Winograd.__call__: filtered.append(1) or plain(self, *args))
+            found = fast.on_rows(region.gather(x * mask[:, None]), region)
+        assert bool(filtered) == pays == fast.winograd.pays(region)
+        torch.testing.assert_close(found, region.gather(conv(x * mask[:, None]).relu()), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -117,12 +144,12 @@ OTHERS = [("vgg16", 0.125), ("resnet101", 0.125), ("inception_resnet_v2", 1.0)]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("wide", [winograd.WIDE, 1])
+@pytest.mark.parametrize("wide", [192, 1])
 @pytest.mark.parametrize("name, width", OTHERS)
 def test_other_networks(name, width, wide, monkeypatch):
     """One mechanism for every network: nothing but fast parts is left in the later stages, and the cascade says the same; also where all 3x3
     convolutions are Winograd's."""
-    monkeypatch.setattr(winograd, "WIDE", wide)
+    monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, wide))
     model = other(name, width)
     x, quick = torch.randn(1, 3, 48, 56, generator=torch.Generator().manual_seed(1)), prepare(model)
     assert wide > 1 or any(getattr(part, "winograd", None) for part in quick.stages[1].modules()), "none is on its regions"
@@ -136,10 +163,11 @@ def test_other_networks(name, width, wide, monkeypatch):
 @torch.no_grad()
 def test_winograd_in_every_stage(model, monkeypatch):
     """IRNet's wide convolutions, dense and on regions, for a batch; a GPU's or half precision's dense maps go to the convolution itself."""
-    monkeypatch.setattr(winograd, "WIDE", 8)
+    monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, 8))
     x, quick = torch.randn(2, 3, 72, 88, generator=torch.Generator().manual_seed(4)), prepare(model)
     dense = [part for part in quick.modules() if isinstance(part, fast_module.DenseConv)]
     assert len(dense) > 2 and any(getattr(part, "winograd", None) for part in quick.stages[1].modules())
+    monkeypatch.setattr(winograd, "PAYS", 99)
     for rho in (1.0, between(model, x, 0.4)):
         torch.testing.assert_close(quick(x, rho).log_probs.exp(), model(x, rho).log_probs.exp(), atol=2e-5, rtol=1e-4)
     half = copy.deepcopy(dense[0]).to(torch.bfloat16)
@@ -148,16 +176,17 @@ def test_winograd_in_every_stage(model, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dilation", [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize("kernel", winograd.WIDE)
+@pytest.mark.parametrize("dilation", [(1, 1), (3, 2)])
 @pytest.mark.parametrize("size", [(9, 14), (16, 16), (5, 3)])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("padded", [False, True])
-def test_winograd_is_the_convolution(dilation, size, share, padded):
+def test_winograd_is_the_convolution(kernel, dilation, size, share, padded):
     """On regions of a batch, empty and full ones included, and sides that are no multiple of a tile."""
     draw = torch.Generator().manual_seed(0)
     region = Region(torch.rand(2, *size, generator=draw) <= share, padded) if share else Region(torch.zeros(2, *size, dtype=torch.bool), padded)
     x = torch.randn(2, 5, *size, generator=draw) * region.mask[:, None]
-    conv = nn.Conv2d(5, 7, 3, padding=dilation, dilation=dilation).requires_grad_(False)
+    conv = nn.Conv2d(5, 7, kernel, padding=[d * (k // 2) for d, k in zip(dilation, kernel)], dilation=dilation).requires_grad_(False)
     for relu in (True, False):
         rows, expected = region.gather(x), conv(x).relu() if relu else conv(x)
         rows[len(region):] = 7  # behind P lies anything

@@ -25,7 +25,7 @@ from lc.networks import build
 from lc.paper import columns, published
 from lc.region import Region
 from lc.region_conv import RegionTensor
-from lc.speed import cost, fast
+from lc.speed import cost, fast, winograd
 from lc.speed.opponents import dense_forms, difference
 from lc.speed.timing import CPU, alternate, blob, compare, given, undisturbed, write
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
@@ -45,12 +45,31 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
     picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
     inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
     dense = fast.fold(model).to(memory_format=torch.channels_last)
-    rows = cost.bench_cascade(fast.prepare(model), dense, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats)
+    rows = _cascade_rows(fast.prepare(model), dense, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats)
     height, width = inputs[0].shape[2:]
     values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": [height, width], "images": len(inputs),
               "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels",
               "model": asdict(entry.run.model), "rows": rows}
     return write("cascade", device, values, target, paths.results(profile_name) / "bench")
+
+
+@torch.no_grad()
+def _cascade_rows(model: LayerCascade, dense: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int) -> list[dict]:
+    """One row per contestant, rho or None for the dense network: milliseconds over images x repeats, per stage too, shares handed on, and the
+    speed-up: the median of dense / cascade, pair by pair."""
+    stages, rows, calls = {rho: [] for rho in rhos}, [], {}
+    for i, image in enumerate(images):
+        calls[None, i] = partial(cost.run_dense, dense, image)
+        calls |= {(rho, i): lambda rho=rho, image=image: stages[rho].append(cost.timed_stages(model, image, rho)) for rho in rhos}
+    found = alternate(calls, repeats, images[0].device)
+    times = {rho: np.concatenate([found[rho, i] for i in range(len(images))]) for rho in (None, *rhos)}
+    for rho, ms in times.items():
+        low, median, high = np.quantile(ms, [0.25, 0.5, 0.75])
+        of_stages = [median] if rho is None else (1e3 * np.median(stages[rho][len(images):], axis=0)).tolist()
+        handed = None if rho is None else np.mean([model(image, rho).shares for image in images], axis=0).tolist()
+        rows.append({"rho": rho, "ms": median, "ms_low": low, "ms_high": high, "samples": len(ms), "speedup": float(np.median(times[None] / ms)),
+                     "stage_ms": of_stages, "handed": handed})
+    return rows
 
 
 def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> Callable[[Tensor | Region], Callable]:
@@ -81,7 +100,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
     few, pixels = torch.zeros(1, narrow.project.out_channels, 4, 4), Region(torch.ones(1, 4, 4, dtype=torch.bool))
 
     def ungathered() -> None:
-        with mock.patch.object(fast, "_windows", lambda rows, _, conv: zeros(len(rows), conv.kernel_size[0] * conv.kernel_size[1] * rows.shape[1])):
+        with mock.patch.object(winograd.Reads, "__call__", lambda reads, rows: zeros(len(reads.source), rows.shape[1])):
             on(ready)()
     return {"without index": on(ready), "without index, gathering": ungathered, "calls": _chain_on(fast.quick(narrow), few, chain, False)(pixels)}
 

@@ -105,38 +105,6 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return max((event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]"), default=0)
 
 
-@torch.no_grad()
-def bench_cascade(model: LayerCascade, dense_model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int = 5) -> list[dict]:
-    """Time one-image forwards at every rho, and the dense network (`dense_model` without its early heads), turn by turn on the same images.
-
-    Returns one row per contestant: rho (None = dense), milliseconds as median and quartiles over images x repeats, median
-    milliseconds per stage, shares handed on, and the speed-up: the median of dense / cascade, pair by pair.
-    """
-    model.eval(), dense_model.eval()
-    samples: dict[float | None, list] = {rho: [] for rho in [None, *rhos]}
-    handed = {rho: [model(image, rho).shares for image in images] for rho in rhos}
-    for repeat in range(-1, repeats):  # the first round warms up
-        for image in images:
-            for rho, kept in samples.items():
-                if rho is None:
-                    start = now(image.device)
-                    run_dense(dense_model, image)
-                    parts = [now(image.device) - start]
-                else:
-                    parts = timed_stages(model, image, rho)
-                if repeat >= 0:
-                    kept.append(parts)
-    dense = np.array([sum(parts) for parts in samples[None]])
-    return [_bench_row(rho, np.array(kept) * 1e3, dense * 1e3, handed.get(rho)) for rho, kept in samples.items()]
-
-
-def _bench_row(rho: float | None, stages: np.ndarray, dense: np.ndarray, handed: list | None) -> dict:
-    total = stages.sum(1)
-    low, median, high = np.quantile(total, [0.25, 0.5, 0.75])
-    return {"rho": rho, "ms": median, "ms_low": low, "ms_high": high, "samples": len(total), "speedup": float(np.median(dense / total)),
-            "stage_ms": np.median(stages, axis=0).tolist(), "handed": None if handed is None else np.mean(handed, axis=0).tolist()}
-
-
 def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
     """Entries of the rows (forms_ms, differences, gap, peak_bytes in MiB, stage_ms) as tables; no table for what a file does not have."""
     index = [{k: row[k] if k != "active" else ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[k])) for k in ("network", "layer", "rho", "active") if k in row}

@@ -1,7 +1,7 @@
 """The cascade made ready for inference on a CPU: same weights, same labels, fewer passes over memory.
 
 Batch norms are folded into their convolutions. An Inception-ResNet block becomes a few matrix products on the P x C matrix of its
-active pixels: the 1x1 entries of all branches in one, each larger kernel as gather and multiply (lc.speed.winograd where it is 3x3 and wide), and
+active pixels: the 1x1 entries of all branches in one, each larger kernel as gather and multiply (lc.speed.winograd where it is wide), and
 a projection that is added to the residual in place. Products run in oneDNN with packed weights and fused ReLU where PyTorch has it (10 % faster than
 its matmul here), as plain matrix products elsewhere. A dense map is the full region. timm's blocks are of the same kinds: a ResNet's
 bottleneck is a residual block with one branch.
@@ -28,7 +28,6 @@ from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
 from lc.speed import winograd
 
-SMALL = 1200  # cells of a map under which oneDNN's fused addition can be three times slower than a plain product (results/NOTES.md)
 CHUNK = 1024  # rows that stay in the cache between two passes over them
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
@@ -103,7 +102,7 @@ def _keeps_grid(conv: nn.Conv2d) -> bool:
 
 def _worthwhile(conv: nn.Conv2d) -> bool:
     """Whether Winograd's filtering can compute this convolution, and saves time."""
-    return conv.weight.device.type == "cpu" and conv.kernel_size == (3, 3) and _keeps_grid(conv) and min(conv.weight.shape[:2]) >= winograd.WIDE
+    return conv.weight.device.type == "cpu" and _keeps_grid(conv) and min(conv.weight.shape[:2]) >= winograd.WIDE.get(conv.kernel_size, math.inf)
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -195,7 +194,7 @@ class FastConv(OnRows):
 
     def on_rows(self, rows: Tensor, region: Region) -> Tensor:
         """(P, C) to (P, O)."""
-        if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32:
+        if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32 and self.winograd.pays(region):
             return self.winograd(rows, region)
         return self.product(_windows(rows, region, self.conv) if self.wide else rows)
 
@@ -254,7 +253,7 @@ class FastResidual(FastMixed):
 
 
 class DenseConv(nn.Module):
-    """A wide 3x3 convolution on a dense map in channels last."""
+    """A wide convolution on a dense map in channels last."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
@@ -270,26 +269,16 @@ class DenseConv(nn.Module):
 
 
 class DenseResidual(nn.Module):
-    """A folded Residual on a dense map in channels last. Maps keep their size, so here a convolution can add itself to the map in place, its
-    weights packed for the first one (a Product takes two passes more over the map)."""
-
-    POINT = ((0, 0), (1, 1), (1, 1), 1)  # padding, stride, dilation, groups
+    """A folded Residual on a dense map in channels last, its addition in place."""
 
     def __init__(self, block: Residual):
         super().__init__()
-        self.mixed, self.packed = block.mixed, None
-        self.project = Product(block.scale * block.project.weight.flatten(1), block.scale * block.project.bias)
+        self.mixed, self.project = block.mixed, Product(block.scale * block.project.weight.flatten(1), block.scale * block.project.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes as in the original; x is overwritten."""
         x, y = (m.contiguous(memory_format=torch.channels_last) for m in (x, self.mixed(x)))
-        if not self.project.packs(y) or y[:, 0].numel() < SMALL:
-            self.project.add_to(*(m.permute(0, 2, 3, 1).flatten(0, 2) for m in (x, y)))
-            return x
-        if self.packed is None:
-            kernel = self.project.weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(kernel, *self.POINT, list(y.shape))
-        torch.ops.mkldnn._convolution_pointwise_(x, y, self.packed, self.project.bias, *self.POINT, "add", 1.0, "relu", [], "")
+        self.project.add_to(*(m.permute(0, 2, 3, 1).flatten(0, 2) for m in (x, y)))
         return x
 
 

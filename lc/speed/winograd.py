@@ -1,25 +1,44 @@
-"""3x3 convolutions of a region by Winograd's minimal filtering, F(4x4, 3x3) (Lavin and Gray, CVPR 2016): a tile of 4x4 outputs takes 36
-products of each input with each output channel instead of 144.
+"""Convolutions of a region by Winograd's minimal filtering (Lavin and Gray, CVPR 2016): F(4, r) along each axis on which the kernel has r taps
+(Toom and Cook's construction). A tile of 4 outputs takes 10 products of each input with each output channel where r is 7, not 28; 6, not 12,
+where r is 3; a tile of 4x4 outputs of a 3x3 kernel 36, not 144.
 
 A tile is computed if one of its pixels is active, and reads zeros outside the region. With a dilation of d a tile lies on every d-th pixel.
 """
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc.region import Region
 
-MADE, READ = 4, 6  # outputs and inputs of a tile, along each axis
-WIDE = 192  # channels from which the products saved are worth the transforms (results/NOTES.md)
-INPUT = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
-KERNEL = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
-OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+MADE = 4  # outputs of a tile, along an axis with taps
+WIDE = {(3, 3): 192, (1, 7): 128, (7, 1): 128}  # channels from which the products saved are worth the transforms (results/NOTES.md)
+PAYS = 0.6  # products left, of those without filtering
+POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}  # and infinity; these lose least to rounding of those tried
 
 
-def _both_axes(along: Tensor, tiles: Tensor) -> Tensor:
-    """along (m, n) applied to both axes of tiles (n n, T): (m m, T)."""
-    m, n = along.shape
-    return (along @ (along @ tiles.view(n, -1)).view(m, n, -1)).view(m * m, -1)
+def transforms(taps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of inputs (n, n), kernel (n, taps) and outputs (m, n), in float64: output @ ((kernel @ k) * (input @ x)) is k filtering x, for n = m + taps - 1
+    inputs and m = 4 outputs. One tap: nothing to transform, n = m = 1."""
+    points = np.array(POINTS[taps])
+    others = [np.delete(points, i) for i in range(len(points))]
+    last = [0.0] * len(points) + [1.0]
+    inputs = [*(np.append(np.poly(rest)[::-1], 0) for rest in others), np.atleast_1d(np.poly(points))[::-1]]
+    scale = [np.prod(point - rest) for point, rest in zip(points, others)]
+    kernel = np.vstack([np.vander(points, taps, increasing=True) / np.array(scale)[:, None], last[-taps:]])
+    made = len(last) + 1 - taps
+    output = np.column_stack([np.vander(points, made, increasing=True).T, last[-made:]])
+    return tuple(torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in (np.array(inputs), kernel, output))
+
+
+def _both_axes(along: tuple[Tensor, Tensor], tiles: Tensor) -> Tensor:
+    """A matrix (m, n) for each axis, applied to tiles (n n', T): (m m', T)."""
+    (rows, wide), (columns, deep) = along[0].shape, along[1].shape
+    tiles = tiles.view(wide, -1)
+    tiles = (tiles if wide == 1 else along[0] @ tiles).view(rows, deep, -1)
+    return (tiles if deep == 1 else along[1] @ tiles).view(rows * columns, -1)
 
 
 class Reads:
@@ -37,41 +56,63 @@ class Reads:
         return rows.index_select(0, self.source)
 
 
+def _lines(slots: Tensor, rows: int, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    """(n, L, X): row numbers (`rows` where none) that tiles on each of L lines along the last axis of slots (N, H, W) read, n of them across a
+    line. Pixels of a line are as far apart as the dilation says; half a kernel lies before the first, half a kernel and a tile behind the last."""
+    n = MADE + kernel[0] - 1 if kernel[0] > 1 else 1
+    (ky, kx), (dy, dx), (_, h, w) = kernel, dilation, slots.shape
+    each, length = (n - ky + 1) * dy, -(-w // dx)
+    bands = -(-h // each)
+    slots = F.pad(slots, (kx // 2 * dx, (length + kx // 2 + MADE) * dx - w, ky // 2 * dy, bands * each + ky // 2 * dy - h), value=rows)
+    count = lambda number: torch.arange(number, device=slots.device)
+    y = count(n)[:, None] * dy + (count(bands)[:, None] * each + count(dy)).flatten()
+    x = count(dx)[:, None] + count(length + kx - 1 + MADE) * dx
+    return slots[:, y[:, :, None, None], x].transpose(0, 1).flatten(1, -2)
+
+
 class Tiles:
-    """The T tiles of a region. taps: what their (36 T,) inputs read; place: (R,) where the value of each row lies among the (16 T,) outputs."""
+    """The T tiles of a region, of m outputs and n inputs each. taps: what their (n T,) inputs read; place: (R,) where the value of each row lies
+    among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, or where the tile before it ends."""
 
-    def __init__(self, region: Region, dilation: tuple[int, int]):
-        starts, pads = [], []
-        for size, d in zip(region.mask.shape[1:], dilation):
-            blocks = -(-size // (MADE * d))
-            starts.append((torch.arange(blocks, device=region.device)[:, None] * MADE * d + torch.arange(d, device=region.device)).flatten())
-            pads = [d, blocks * MADE * d - size + d, *pads]
-        slots = F.pad(region.slots(), pads, value=region.rows)
-
-        def rows(steps: range) -> Tensor:
-            y, x = (start + torch.tensor(steps, device=region.device)[:, None] * d for start, d in zip(starts, dilation))
-            return slots[:, y[:, None, :, None], x[:, None, :]].permute(1, 2, 0, 3, 4).reshape(len(steps) ** 2, -1)
-
-        made = rows(range(1, 1 + MADE))
-        chosen = (made < region.rows).any(0)
-        self.taps, made = Reads(rows(range(READ))[:, chosen].flatten(), region), made[:, chosen].flatten()
-        place = torch.zeros(region.rows + 1, dtype=torch.long, device=region.device)
-        self.place = place.index_copy_(0, made, torch.arange(len(made), device=region.device))[:-1]
+    def __init__(self, region: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
+        slots = region.slots()
+        if kernel[1] == 1:  # lines lie along an axis that has taps
+            slots, kernel, dilation = slots.transpose(1, 2), kernel[::-1], dilation[::-1]
+        lines, (ky, kx) = _lines(slots, region.rows, kernel, dilation), kernel
+        inside = lines[ky // 2:len(lines) - ky // 2, :, kx // 2:-(kx // 2 + MADE)]
+        active = (inside < region.rows).any(0)
+        along = torch.arange(active.shape[1], device=region.device)
+        step = (along - torch.where(active & ~F.pad(active, (1, 0))[:, :-1], along, 0).cummax(1).values) % MADE
+        begins = active & (step == 0)
+        line, first = begins.nonzero(as_tuple=True)
+        self.taps = Reads(lines[:, line, first + torch.arange(MADE + kx - 1, device=region.device)[:, None]].flatten(), region)
+        across = torch.arange(len(inside), device=region.device)[:, None, None]
+        place = (across * MADE + step) * len(line) + begins.flatten().cumsum(0).view(step.shape) - 1
+        self.place = torch.zeros(region.rows + 1, dtype=torch.long, device=region.device).index_copy_(0, inside.flatten(), place.flatten())[:-1]
 
 
 class Winograd:
-    """A folded 3x3 convolution (padding = dilation, stride 1) on the rows of a region, and ReLU (or not); float32."""
+    """A folded convolution (stride 1, the map keeps its size) on the rows of a region, and ReLU (or not); float32."""
 
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
-        self.bias, self.dilation, self.relu = conv.bias, conv.dilation, relu
-        self.input, self.output = torch.tensor(INPUT).float(), torch.tensor(OUTPUT).float()
-        kernel = torch.tensor(KERNEL, dtype=torch.float64)
-        self.weight = _both_axes(kernel, conv.weight.double().permute(2, 3, 1, 0).reshape(9, -1)).float().view(READ**2, *conv.weight.shape[1::-1])
+        self.bias, self.kernel, self.dilation, self.relu = conv.bias, conv.kernel_size, conv.dilation, relu
+        inputs, kernel, outputs = zip(*map(transforms, conv.kernel_size))
+        self.inputs, self.outputs = [m.float() for m in inputs], [m.float() for m in outputs]
+        weight = _both_axes(kernel, conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1))
+        self.weight = weight.float().view(-1, *conv.weight.shape[1::-1])
+
+    def tiles(self, region: Region) -> Tiles:
+        """Of this region, made once."""
+        return region.once(("tiles", self.kernel, self.dilation), lambda: Tiles(region, self.kernel, self.dilation))
+
+    def pays(self, region: Region) -> bool:
+        """Whether it saves enough products; where active pixels lie apart, it may even need more."""
+        return len(self.tiles(region).taps.source) <= PAYS * math.prod(self.kernel) * region.rows
 
     def __call__(self, rows: Tensor, region: Region) -> Tensor:
         """(R, C) to (R, O)."""
-        tiles = region.once(("tiles", self.dilation), lambda: Tiles(region, self.dilation))
-        taps = tiles.taps(rows).view(READ**2, -1)
-        products = torch.bmm(_both_axes(self.input, taps).view(READ**2, -1, rows.shape[1]), self.weight)
-        made = _both_axes(self.output, products).view(-1, products.shape[2]).index_select(0, tiles.place).add_(self.bias)
+        tiles = self.tiles(region)
+        taps = _both_axes(self.inputs, tiles.taps(rows).view(math.prod(map(len, self.inputs)), -1))
+        products = torch.bmm(taps.view(len(self.weight), -1, rows.shape[1]), self.weight)
+        made = _both_axes(self.outputs, products.view(len(self.weight), -1)).view(-1, products.shape[2]).index_select(0, tiles.place).add_(self.bias)
         return made.relu_() if self.relu else made
