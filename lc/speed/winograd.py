@@ -5,17 +5,17 @@ where r is 3; a tile of 4x4 outputs of a 3x3 kernel 36, not 144.
 A tile is computed if one of its pixels is active, and reads zeros outside the region. With a dilation of d a tile lies on every d-th pixel.
 """
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc.region import Region
 
 MADE = 4  # outputs of a tile, along an axis with taps
 WIDE = {(3, 3): 192, (1, 7): 128, (7, 1): 128}  # channels from which the products saved are worth the transforms (results/NOTES.md)
-PAYS = 0.6  # products left, of those without filtering
+PAYS = 0.6  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
 POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}  # and infinity; these lose least to rounding of those tried
 
 
@@ -56,18 +56,22 @@ class Reads:
         return rows.index_select(0, self.source)
 
 
-def _lines(slots: Tensor, rows: int, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """(n, L, X): row numbers (`rows` where none) that tiles on each of L lines along the last axis of slots (N, H, W) read, n of them across a
-    line. Pixels of a line are as far apart as the dilation says; half a kernel lies before the first, half a kernel and a tile behind the last."""
-    n = MADE + kernel[0] - 1 if kernel[0] > 1 else 1
-    (ky, kx), (dy, dx), (_, h, w) = kernel, dilation, slots.shape
+@lru_cache(maxsize=32)
+def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> np.ndarray:
+    """(n, L, X): pixels of a flattened map (N, H, W), N H W where none, that tiles on each of L lines read, n of them across a line. Pixels of a line are
+    as far apart as the dilation says; half a kernel lies before the first, half a kernel and a tile behind the last. Lines lie along an axis with taps."""
+    pixels = np.arange(math.prod(shape)).reshape(shape)
+    if kernel[1] == 1:
+        pixels, kernel, dilation = pixels.transpose(0, 2, 1), kernel[::-1], dilation[::-1]
+    (ky, kx), (dy, dx), (_, h, w) = kernel, dilation, pixels.shape
+    n = MADE + ky - 1 if ky > 1 else 1
     each, length = (n - ky + 1) * dy, -(-w // dx)
     bands = -(-h // each)
-    slots = F.pad(slots, (kx // 2 * dx, (length + kx // 2 + MADE) * dx - w, ky // 2 * dy, bands * each + ky // 2 * dy - h), value=rows)
-    count = lambda number: torch.arange(number, device=slots.device)
-    y = count(n)[:, None] * dy + (count(bands)[:, None] * each + count(dy)).flatten()
-    x = count(dx)[:, None] + count(length + kx - 1 + MADE) * dx
-    return slots[:, y[:, :, None, None], x].transpose(0, 1).flatten(1, -2)
+    margins = (0, 0), (ky // 2 * dy, bands * each + ky // 2 * dy - h), (kx // 2 * dx, (length + kx // 2 + MADE) * dx - w)
+    y = np.arange(n)[:, None] * dy + (np.arange(bands)[:, None] * each + np.arange(dy)).ravel()
+    x = np.arange(dx)[:, None] + np.arange(length + kx - 1 + MADE) * dx
+    found = np.pad(pixels, margins, constant_values=pixels.size)[:, y[:, :, None, None], x].swapaxes(0, 1)
+    return found.reshape(n, -1, x.shape[1])
 
 
 class Tiles:
@@ -75,20 +79,19 @@ class Tiles:
     among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, or where the tile before it ends."""
 
     def __init__(self, region: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
-        slots = region.slots()
-        if kernel[1] == 1:  # lines lie along an axis that has taps
-            slots, kernel, dilation = slots.transpose(1, 2), kernel[::-1], dilation[::-1]
-        lines, (ky, kx) = _lines(slots, region.rows, kernel, dilation), kernel
-        inside = lines[ky // 2:len(lines) - ky // 2, :, kx // 2:-(kx // 2 + MADE)]
+        across, taps = sorted(kernel) if 1 in kernel else kernel
+        lines = np.append(region.slots().numpy(), region.rows)[_lines(tuple(region.mask.shape), kernel, dilation)]
+        inside = lines[across // 2:len(lines) - across // 2, :, taps // 2:-(taps // 2 + MADE)]
         active = (inside < region.rows).any(0)
-        along = torch.arange(active.shape[1], device=region.device)
-        step = (along - torch.where(active & ~F.pad(active, (1, 0))[:, :-1], along, 0).cummax(1).values) % MADE
+        first, along = active.copy(), np.arange(active.shape[1])
+        first[:, 1:] &= ~active[:, :-1]
+        step = (along - np.maximum.accumulate(np.where(first, along, 0), axis=1)) % MADE
         begins = active & (step == 0)
-        line, first = begins.nonzero(as_tuple=True)
-        self.taps = Reads(lines[:, line, first + torch.arange(MADE + kx - 1, device=region.device)[:, None]].flatten(), region)
-        across = torch.arange(len(inside), device=region.device)[:, None, None]
-        place = (across * MADE + step) * len(line) + begins.flatten().cumsum(0).view(step.shape) - 1
-        self.place = torch.zeros(region.rows + 1, dtype=torch.long, device=region.device).index_copy_(0, inside.flatten(), place.flatten())[:-1]
+        line, start = begins.nonzero()
+        self.taps = Reads(torch.from_numpy(lines[:, line, start + np.arange(MADE + taps - 1)[:, None]].ravel()), region)
+        place = np.zeros(region.rows + 1, dtype=np.int64)
+        place[inside] = (np.arange(len(inside))[:, None, None] * MADE + step) * len(line) + begins.cumsum().reshape(step.shape) - 1
+        self.place = torch.from_numpy(place[:-1])
 
 
 class Winograd:
