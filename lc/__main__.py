@@ -11,6 +11,7 @@ from lc import experiments, machine, paths, records
 from lc.errors import InputError, check_rho
 
 
+SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
 
@@ -68,17 +69,19 @@ def list_(args) -> None:
 
 def run(args) -> None:
     """Make every record that is missing, and the timings if there are none."""
+    from lc import runs
     name, _ = _resolve(args.profile)
     if args.jobs < 1:
         raise InputError(f"--jobs must be at least 1, got {args.jobs}")
     chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
     found = {entry.name: records.find(entry) for entry in chosen}
     due = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
+    if args.experiments:  # a record may have come without its weights
+        due = [entry for entry in chosen if entry in due or not entry.study and runs.weights_path(entry.name, entry.run) is None]
     timings = [] if args.experiments else records.bench_missing(name)
     if not due and not timings:
         print(f"{name}: no run is missing")
         return
-    from lc import runs
     from lc.speed import bench
     device = _device(args.device)
     print(f"device: {machine.device_name(device)}; data set: {experiments.profile(name).data.name}, looked for under {paths.data_root(args.data)}")
@@ -88,19 +91,21 @@ def run(args) -> None:
 
 
 def train(args) -> None:
-    """Train one experiment with changed settings; weights and history go to --out, the records stay untouched."""
+    """Train one experiment with changed settings; weights and history go to --out, its record stays untouched."""
+    from dataclasses import replace
     import torch
     from lc import config, runs
     from lc.data import SegmentationSet
     from lc.evaluate import evaluate
     from lc.train import Trainer, save_weights
     name, _ = _resolve(args.profile)
-    settings = config.override(experiments.experiment(name, args.experiment).run, args.set)
+    entry = experiments.experiment(name, args.experiment)
+    settings = config.override(entry.run, args.set)
     out = args.out or paths.build(name) / "train" / records.stem(args.experiment, settings)
     data, val = (SegmentationSet(settings.data, split, args.data) for split in ("train", "val"))
     device = _device(args.device)
-    trainer = Trainer(settings, data, val, out, device, runs.start_weights(settings, args.data, device, args.workers),
-                      runs.survival(settings, args.data, device, args.workers), args.workers)
+    runs.run_all(runs.with_needed([replace(entry, run=settings, study="")])[:-1], args.data, device, args.workers)
+    trainer = Trainer(settings, data, val, out, device, *runs.begins_with(settings), args.workers)
     model = trainer.fit()
     save_weights(model, out / "weights.safetensors")
     print(f"val mIoU {evaluate(model, val, settings.rho).miou:.4f} at rho = {settings.rho:g}; weights, history and state in {out}")
@@ -123,7 +128,7 @@ def bench(args) -> None:
 def _trained(args):
     """The cascade that is asked for, its data set, and the height of the images it is given."""
     from lc import runs
-    name = args.profile or "camvid-lite"
+    name = args.profile or SHOWN
     return *runs.trained(name, args.experiment, _device(args.device)), args.height or experiments.profile(name).train.crop[0]
 
 
@@ -148,7 +153,8 @@ def export(args) -> None:
     run, rho = experiments.experiment(name, args.experiment).run, check_rho(args.rho)
     if run.data.name != form.data:
         raise InputError(f"format {args.format} is for {form.data}, profile {name} has {run.data.name}; give a --profile with that data")
-    samples = exporter.unlabelled(args.images) if args.images else exporter.labelled(SegmentationSet(run.data, args.split, args.data))
+    data = None if args.images else SegmentationSet(run.data, args.split, args.data)
+    samples = exporter.unlabelled(args.images) if data is None else ((data.name(i), *data.read(i)) for i in range(len(data)))
     out = args.out or paths.build(name) / "export" / f"{args.experiment}-{args.split}"
     archive, miou = exporter.export(args.format, args.split, samples, *runs.trained(name, args.experiment, _device(args.device)), rho, out)
     print(f"{archive}: {args.split}, rho = {rho:g}" + ("" if miou is None else f", mIoU {miou:.4f} counted from its files"))
@@ -171,12 +177,12 @@ def table(args) -> None:
     if args.table == "readme":
         head, _, rest = (paths.ROOT / "README.md").read_text().partition(NUMBERS[0])
         tail = rest.partition(NUMBERS[1])[2]
-        block = verdicts.readme_block(tables.evidence(_resolve(args.profile)[0]))
+        block = verdicts.readme_block(tables.evidence(args.profile or SHOWN))
         records.write_whole(paths.ROOT / "README.md", f"{head}{NUMBERS[0]}\n{block}\n{NUMBERS[1]}{tail}".encode())
         return
     frames = {"1": tables.rho_table, "2": tables.methods}
     if args.table not in frames:
-        raise InputError(f"table {args.table!r} has no live counterpart yet; tables: {', '.join(frames)}")
+        raise InputError(f"table {args.table!r} has no live counterpart yet; tables: {', '.join(frames)}, readme")
     for frame in frames[args.table](tables.evidence(_resolve(args.profile)[0])):
         print(frame.round(2).to_string(na_rep="-"), end="\n\n")
 

@@ -42,11 +42,6 @@ def encode(labels: np.ndarray, spec: Spec) -> Image.Image:
     return image
 
 
-def labelled(data: SegmentationSet) -> Iterator[Sample]:
-    """The samples of a split with labels."""
-    return ((data.name(i), *data.read(i)) for i in range(len(data)))
-
-
 def unlabelled(folder: Path) -> Iterator[Sample]:
     """The images below a folder (a test set, say), named as their files are."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg"))

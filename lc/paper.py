@@ -1,33 +1,23 @@
 """The paper's numbers, by address. They live in results/published.csv; no other file holds one as a literal."""
 import csv
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from lc import paths
 from lc.errors import InputError
 
 
-@dataclass(frozen=True)
-class Published:
-    """One printed number. value is None where the paper prints none; place says where it stands; note what does not fit."""
-    table: str
-    row: str
-    column: str
+class Published(NamedTuple):
+    """One printed number (None where the paper prints none), and where it stands."""
     value: float | None
-    unit: str
-    dataset: str
-    split: str
-    metric: str
     place: str
-    note: str
 
 
 @cache
 def all_published() -> dict[tuple[str, str, str], Published]:
     """Every published number, keyed by (table, row, column), in reading order."""
     with open(paths.PUBLISHED, encoding="utf-8", newline="") as file:
-        rows = [Published(**{**row, "value": float(row["value"]) if row["value"] else None}) for row in csv.DictReader(file)]
-    return {(row.table, row.row, row.column): row for row in rows}
+        return {(row["table"], row["row"], row["column"]): Published(float(row["value"]) if row["value"] else None, row["place"]) for row in csv.DictReader(file)}
 
 
 def published(table: str, row: str, column: str = "value") -> Published:

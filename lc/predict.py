@@ -114,6 +114,8 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
         raise InputError(f"{source} is no folder of frames, and a video file needs PyAV: `pip install av`, or unpack its frames into a folder") from None
     except (OSError, ValueError) as error:  # PyAV's errors are of both kinds
         raise InputError(f"{source} is no video that can be read ({error}); give a folder of frames, or another file") from None
+    if not file.streams.video:
+        raise InputError(f"{source} holds no pictures, only sound or text; give a folder of frames, or another file")
     return file.streams.video[0].frames, ((f"{i:06d}", frame.to_ndarray(format="rgb24")) for i, frame in enumerate(file.decode(video=0)))
 
 

@@ -45,13 +45,16 @@ def trained(profile_name: str, name: str, device: torch.device | str = "cpu") ->
 
 
 def _name_of(run: RunConfig) -> str:
-    return next(entry.name for entry in catalogue(run.profile).values() if entry.run == run)
+    name = next((entry.name for entry in catalogue(run.profile).values() if entry.run == run), None)
+    if name is None:
+        raise InputError(f"a run can begin only with one that profile {run.profile} lists; leave out what changes its start")
+    return name
 
 
 def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0, jobs: int = 1) -> None:
     """Make the records of `due`, `jobs` at a time, each in a process of its own with its share of the cores. A run waits for what it starts
     from. After an error no run is begun; those under way end, and the error is raised."""
-    due = _with_starts(due)
+    due = with_needed(due)
     jobs = max(1, min(jobs, len(due)))  # one run has all the cores
     waiting, running = {entry.name: entry for entry in due}, {}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs),)) if jobs > 1 else ThreadPoolExecutor(1) as pool:
@@ -67,14 +70,14 @@ def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0,
                 ended.result()
 
 
-def _with_starts(due: list[Experiment]) -> list[Experiment]:
-    """`due`, each behind the runs that it starts from and whose weights are not here."""
+def with_needed(due: list[Experiment]) -> list[Experiment]:
+    """`due`, each behind the runs that it needs and whose weights (record, where only its shares are needed) are not here."""
     queue: dict[str, Experiment] = {}
 
     def add(entry: Experiment) -> None:
-        start = None if entry.study else entry.run.start
-        if start is not None and weights_path(_name_of(start), start) is None:
-            add(catalogue(start.profile)[_name_of(start)])
+        for needed in [catalogue(entry.run.profile)[name] for name in sorted(needs(entry))]:
+            if (records.find(needed) if needed.run == entry.run.dropout_like else weights_path(needed.name, needed.run)) is None:
+                add(needed)
         queue.setdefault(entry.name, entry)
 
     for entry in due:
@@ -110,8 +113,7 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     made_on = records.provenance(device_name(device), *records.modules(entry.run.model.network))
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
-    start = start_weights(entry.run, root, device, workers)
-    trainer = Trainer(entry.run, train, splits["val"], folder, device, start, survival(entry.run, root, device, workers), workers)
+    trainer = Trainer(entry.run, train, splits["val"], folder, device, *begins_with(entry.run), workers)
     model = trainer.fit()
     seconds, trained = trainer.seconds, time.perf_counter()
     file = f"{records.stem(entry.name, entry.run)}.safetensors"
@@ -160,24 +162,10 @@ def _describe(*splits: SegmentationSet) -> dict:
             "sha256": {s.split: s.fingerprint() for s in splits}, "size": list(splits[0].read(0)[1].shape)}
 
 
-def start_weights(run: RunConfig, root, device: torch.device, workers: int) -> dict | None:
-    """Weights a run begins with, made first if they are not here; None for a run that begins at random."""
-    if run.start is None:
-        return None
-    name = _name_of(run.start)
-    if weights_path(name, run.start) is None:
-        print(f"  its start, {name}, has no weights here: training it first", flush=True)
-        execute(catalogue(run.profile)[name], root, device, workers)
-    return load_file(weights_path(name, run.start))
-
-
-def survival(run: RunConfig, root, device: torch.device, workers: int) -> list[float] | None:
-    """Share of labels that survive dropout in each stage: what the other run handed on in its last epoch."""
-    if run.dropout_like is None:
-        return None
-    other = catalogue(run.profile)[_name_of(run.dropout_like)]
-    record = records.find(other) or execute(other, root, device, workers)
-    return record.history[-1]["handed"]
+def begins_with(run: RunConfig) -> tuple[dict | None, list[float] | None]:
+    """Weights that a run begins with, and the share of labels that survive dropout in each stage: what the other run handed on in its last epoch."""
+    like = run.dropout_like and records.find(catalogue(run.profile)[_name_of(run.dropout_like)])
+    return run.start and load_file(weights_path(_name_of(run.start), run.start)), like and like.history[-1]["handed"]
 
 
 def _keep_examples(profile_name: str, data: SegmentationSet) -> None:

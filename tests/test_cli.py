@@ -42,6 +42,18 @@ def test_default_profile_says_why(monkeypatch):
     assert experiments.default_profile() == ("voc12", "a GPU is here (GPU 0: NVIDIA H200)")
 
 
+def test_readme_numbers_are_of_the_committed_profile(monkeypatch):
+    """`lc table readme` shows it on every machine; only --profile names another."""
+    from lc import records
+    from lc.report import tables, verdicts
+    asked, written = [], []
+    monkeypatch.setattr(tables, "evidence", asked.append)
+    monkeypatch.setattr(verdicts, "readme_block", lambda ev: "numbers")
+    monkeypatch.setattr(records, "write_whole", lambda path, content: written.append(path.name))
+    assert main(["table", "readme"]) == main(["table", "readme", "--profile", "shapes"]) == 0
+    assert asked == ["camvid-lite", "shapes"] and written == ["README.md"] * 2
+
+
 def image_at(path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)).save(path)
     return path
@@ -59,7 +71,7 @@ def image_at(path):
     (("run", "--profile", "smoke", "--jobs", "0"), "--jobs must be at least 1, got 0"),
     (("run", "--profile", "camvid", "initial", "--device", "tpu"), "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     (("train", "initial", "--profile", "smoke", "--set", "train.lr=1"), "unknown setting 'train.lr'"),
-    (("table", "9"), "table '9' has no live counterpart yet; tables: 1, 2"),
+    (("table", "9"), "table '9' has no live counterpart yet; tables: 1, 2, readme"),
     (("notebook", "rhoo", "--out", "/tmp/x.ipynb"), "unknown notebook 'rhoo'; notebooks: architecture"),
     (("notebook", "rho", "--set", "rhoo=1", "--out", "/tmp/x.ipynb"), "notebook rho has no parameter 'rhoo'; its parameters: profile, rho"),
     (("notebook", "rho", "--set", "rho=high", "--out", "/tmp/x.ipynb"), "parameter rho of notebook rho must be float, got 'high'"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_transforms_filter(taps):
     """Lavin and Gray's identity, in float64."""
     inputs, kernel, outputs = winograd.transforms(taps)
     x, k = torch.randn(inputs.shape[1], dtype=torch.float64), torch.randn(taps, dtype=torch.float64)
-    assert outputs.shape == (1 if taps == 1 else winograd.MADE, len(x))
+    assert outputs.shape == (1 if taps == 1 else winograd.TILE, len(x))
     torch.testing.assert_close(outputs @ ((kernel @ k) * (inputs @ x)), x.unfold(0, taps, 1) @ k)
 
 
@@ -343,6 +344,14 @@ def test_video_of_a_folder(tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"- rho = 1\ndense [\d.]+ FPS \| LC at rho = 1 [\d.]+ FPS on the first 2 frames, [\d.]+ over all 2; network alone", said)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"] and Image.open(tmp_path / "out" / "a.png").size == (80, 30)
+
+
+def test_a_file_without_pictures(tmp_path, monkeypatch):
+    """A sound file opens, and has nothing to label."""
+    monkeypatch.setitem(sys.modules, "av", SimpleNamespace(open=lambda name: SimpleNamespace(streams=SimpleNamespace(video=[]))))
+    (tmp_path / "sound.ogg").touch()
+    with pytest.raises(InputError, match="sound.ogg holds no pictures, only sound or text; give a folder of frames, or another file"):
+        predict.frames(tmp_path / "sound.ogg")
 
 
 @pytest.mark.parametrize("arguments, message", [

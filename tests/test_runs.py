@@ -4,12 +4,16 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import psutil
 import pytest
 import torch
 
+from conftest import fake_record
 from lc import records, runs
+from lc.__main__ import main
+from lc.config import override
 from lc.errors import InputError
 from lc.experiments import catalogue
 
@@ -47,6 +51,39 @@ def test_a_start_without_weights_is_made_first(house, made):
     made.clear()
     runs.run_all(wanted, None, CPU)
     assert made == ["vgg16-lc", "vgg16-dsn"]
+
+
+def test_what_a_study_or_dropout_needs_is_made_first(house, made):
+    """Weights for a study, a record for the shares of labels that survive dropout."""
+    entries = catalogue("smoke")
+    runs.run_all([entries["study-border"]], None, CPU)
+    assert made == ["initial", "dsn", "lc-0.985", "study-border"]
+    made.clear()
+    fake_record("smoke", "lc-0.985")
+    runs.run_all([entries["dsn-dropout"]], None, CPU)
+    assert made == ["initial", "dsn-dropout"]
+
+
+def test_a_start_that_no_run_gives(house):
+    """Settings of the start that no entry of the catalogue has: named, with what to do."""
+    entry = catalogue("smoke")["dsn"]
+    changed = replace(entry, run=override(entry.run, ["start.model.halo=3"]))
+    with pytest.raises(InputError, match="a run can begin only with one that profile smoke lists; leave out what changes its start"):
+        runs.with_needed([changed])
+
+
+def test_a_run_asked_for_by_name_is_made_where_its_weights_are_not_here(house, made, capsys):
+    """A clone has records of runs whose weights are not committed: then `lc run NAME` makes them, as `lc predict` advises; without a name nothing is missing."""
+    for entry in catalogue("smoke").values():
+        fake_record("smoke", entry.name)
+    weights = runs.paths.results("smoke") / "weights" / f"{records.stem('initial', catalogue('smoke')['initial'].run)}.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (runs.paths.results("smoke") / "bench").mkdir()
+    assert main(["run", "--profile", "smoke", "--device", "cpu", "dsn", "initial"]) == 0 and made == ["dsn"]
+    made.clear()
+    assert main(["run", "--profile", "smoke", "--device", "cpu", "initial"]) == 0 and not made
+    assert "no run is missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("runs_asked, seen", [(1, []), (2, [2])])

@@ -172,7 +172,7 @@ def test_times_reach_the_tables(house, monkeypatch):
     (folder / "systems-test.json").write_text(json.dumps({"device": "test", "rows": rows}))
     ev = evidence(dsn=0, lc_0p985=40)
     ev.records["segnet"] = fake_record("camvid-lite", "irnet", parameters=5_000_000)
-    ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["LC", "LC, CRF", "DSN"], "miou": [0.5, 0.6, 0.7], "seconds": [1, 2, 3]})
+    ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["LC", "LC, CRF", "LC, CRF, flip", "DSN"], "miou": [0.5, 0.6, 0.65, 0.7], "seconds": [1, 2, 3, 4]})
     row = systems.table(ev, "3")[0][ev.label].loc["SegNet"]
     assert (row["ms"], row["images/s"], row["M parameters"]) == (8, 125, 5)
     assert systems.table(ev, "poster")[0][ev.label].isna().all(axis=None)

@@ -44,11 +44,7 @@ def _near(stated: float, computed: float, unit: float, noise: float = 0.0) -> bo
     return abs(stated - computed) <= unit / 2 + noise + 1e-9
 
 
-def _text(row: str) -> float:
-    return published("text", row).value
-
-
-def _text_of(row: str, column: str) -> float:
+def _text(row: str, column: str = "value") -> float:
     return published("text", row, column).value
 
 
@@ -82,7 +78,7 @@ def pixel_shares() -> list[Finding]:
     stated = {stage: _text(f"discard-rho-0.9-{stage}") for stage in share.index}
     drops = [f"{a} -> {b}: {both[a]:g} -> {both[b]:g} %" for a, b in pairwise(both.index) if both[b] < both[a]]
     background, most = _text("background-share-voc-val"), 100 / (100 - share.loc["stage-1", BEST_RHO])
-    highest, rejected = _text_of("stage-2-label-ratio", "high"), _text("early-pixel-reduction-above")
+    highest, rejected = _text("stage-2-label-ratio", "high"), _text("early-pixel-reduction-above")
     return [*(Finding(f"decided in {stage} at rho = 0.9", "Sec. 3.1 / Table 1", f"{value:g} %", f"{share.loc[stage, '0.900']:g} %",
                       value == share.loc[stage, "0.900"], "the two come from different models or images; speed at 0.9 is open")
               for stage, value in stated.items()),

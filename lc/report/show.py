@@ -20,7 +20,7 @@ def frames(items: pd.DataFrame | Iterable[pd.DataFrame], digits: int = 2, missin
 
 def sources(ev: tables.Evidence, names: list[str] | None = None) -> None:
     """The records behind a page: file, tier, seed, commit, device, data hash, and whether the code has changed since."""
-    display(HTML(tables.sources(ev, names).to_html(escape=False, border=0, classes="sources")))
+    page(tables.sources(ev, names))
 
 
 def page(frame: pd.DataFrame) -> None:

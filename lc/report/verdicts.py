@@ -211,11 +211,6 @@ def _scope(ev: Evidence) -> str:
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))
 
 
-def headline(ev: Evidence) -> list[pd.DataFrame]:
-    """The first page's tables: the gains in accuracy, and in speed as factors with quartiles."""
-    return [*gains(ev), *speedups(ev)]
-
-
 def gains(ev: Evidence) -> list[pd.DataFrame]:
     """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals."""
     miou, others = printed("2")["mIoU"], ("DSN", "IRNet")

@@ -196,7 +196,10 @@ class FastConv(OnRows):
         """(P, C) to (P, O)."""
         if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32 and self.winograd.pays(region):
             return self.winograd(rows, region)
-        return self.product(_windows(rows, region, self.conv) if self.wide else rows)
+        if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
+            window, width = (self.conv.kernel_size, self.conv.dilation), math.prod(self.conv.kernel_size) * rows.shape[1]
+            rows = region.once(("taps", window), lambda: winograd.Reads(region.table(*window).flatten(), region))(rows).view(len(rows), width)
+        return self.product(rows)
 
 
 class FastPool(OnRows):
@@ -280,10 +283,3 @@ class DenseResidual(nn.Module):
         x, y = (m.contiguous(memory_format=torch.channels_last) for m in (x, self.mixed(x)))
         self.project.add_to(*(m.permute(0, 2, 3, 1).flatten(0, 2) for m in (x, y)))
         return x
-
-
-def _windows(rows: Tensor, region: Region, conv: nn.Conv2d) -> Tensor:
-    """(P, T C): the window of each pixel, zeros where a neighbour is missing."""
-    window = conv.kernel_size, conv.dilation
-    taps = region.once(("taps", window), lambda: winograd.Reads(region.table(*window).flatten(), region))
-    return taps(rows).view(len(rows), math.prod(conv.kernel_size) * rows.shape[1])

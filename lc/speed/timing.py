@@ -2,7 +2,6 @@
 import itertools
 import json
 import re
-import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
@@ -66,14 +65,12 @@ def alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> di
 
 def undisturbed(contestants: dict, repeats: int, device: torch.device) -> dict[object, np.ndarray]:
     """`alternate`; InputError if other processes kept more than BUSY cores busy meanwhile: they slow some thread pools more than others."""
-    def used() -> np.ndarray:
-        times = psutil.cpu_times()
-        return np.array([sum(times[:8]) - times.idle - getattr(times, "iowait", 0) - time.process_time(), time.perf_counter()])
-
-    start, found = used(), alternate(contestants, repeats, device)
-    busy, seconds = used() - start
-    if busy / seconds > BUSY:
-        raise InputError(f"this machine is too noisy to tell: other processes used {busy / seconds:.2f} cores, {BUSY:g} allowed; run it again when nothing else runs")
+    own = psutil.Process()
+    psutil.cpu_percent(), own.cpu_percent()  # both count from here
+    found = alternate(contestants, repeats, device)
+    busy = (psutil.cpu_percent() * psutil.cpu_count() - own.cpu_percent()) / 100
+    if busy > BUSY:
+        raise InputError(f"this machine is too noisy to tell: other processes used {busy:.2f} cores, {BUSY:g} allowed; run it again when nothing else runs")
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lc.region import Region
 
-MADE = 4  # outputs of a tile, along an axis with taps
+TILE = 4  # outputs of a tile, along an axis with taps
 WIDE = {(3, 3): 192, (1, 7): 128, (7, 1): 128}  # channels from which the products saved are worth the transforms (results/NOTES.md)
 PAYS = 0.6  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
 POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}  # and infinity; these lose least to rounding of those tried
@@ -22,23 +22,19 @@ POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 
 def transforms(taps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of inputs (n, n), kernel (n, taps) and outputs (m, n), in float64: output @ ((kernel @ k) * (input @ x)) is k filtering x, for n = m + taps - 1
     inputs and m = 4 outputs. One tap: nothing to transform, n = m = 1."""
-    points = np.array(POINTS[taps])
-    others = [np.delete(points, i) for i in range(len(points))]
-    last = [0.0] * len(points) + [1.0]
-    inputs = [*(np.append(np.poly(rest)[::-1], 0) for rest in others), np.atleast_1d(np.poly(points))[::-1]]
-    scale = [np.prod(point - rest) for point, rest in zip(points, others)]
-    kernel = np.vstack([np.vander(points, taps, increasing=True) / np.array(scale)[:, None], last[-taps:]])
-    made = len(last) + 1 - taps
-    output = np.column_stack([np.vander(points, made, increasing=True).T, last[-made:]])
-    return tuple(torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in (np.array(inputs), kernel, output))
+    n = len(POINTS[taps]) + 1
+    powers = lambda k: np.vstack([np.vander(POINTS[taps], k, increasing=True), np.eye(k)[-1:]])  # (n, k): of each point, and of infinity
+    inputs = np.linalg.inv(powers(n)).T
+    scale = np.append(inputs[:-1, n - 2], 1)[:, None]  # makes its polynomials monic
+    return tuple(torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in (inputs / scale, powers(taps) * scale, powers(n + 1 - taps).T))
 
 
 def _both_axes(along: tuple[Tensor, Tensor], tiles: Tensor) -> Tensor:
     """A matrix (m, n) for each axis, applied to tiles (n n', T): (m m', T)."""
-    (rows, wide), (columns, deep) = along[0].shape, along[1].shape
-    tiles = tiles.view(wide, -1)
-    tiles = (tiles if wide == 1 else along[0] @ tiles).view(rows, deep, -1)
-    return (tiles if deep == 1 else along[1] @ tiles).view(rows * columns, -1)
+    (m, n), (m_, n_) = along[0].shape, along[1].shape
+    tiles = tiles.view(n, -1)
+    tiles = (tiles if n == 1 else along[0] @ tiles).view(m, n_, -1)
+    return (tiles if n_ == 1 else along[1] @ tiles).view(m * m_, -1)
 
 
 class Reads:
@@ -64,33 +60,33 @@ def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple
     if kernel[1] == 1:
         pixels, kernel, dilation = pixels.transpose(0, 2, 1), kernel[::-1], dilation[::-1]
     (ky, kx), (dy, dx), (_, h, w) = kernel, dilation, pixels.shape
-    n = MADE + ky - 1 if ky > 1 else 1
+    n = TILE + ky - 1 if ky > 1 else 1
     each, length = (n - ky + 1) * dy, -(-w // dx)
     bands = -(-h // each)
-    margins = (0, 0), (ky // 2 * dy, bands * each + ky // 2 * dy - h), (kx // 2 * dx, (length + kx // 2 + MADE) * dx - w)
+    margins = (0, 0), (ky // 2 * dy, bands * each + ky // 2 * dy - h), (kx // 2 * dx, (length + kx // 2 + TILE) * dx - w)
     y = np.arange(n)[:, None] * dy + (np.arange(bands)[:, None] * each + np.arange(dy)).ravel()
-    x = np.arange(dx)[:, None] + np.arange(length + kx - 1 + MADE) * dx
+    x = np.arange(dx)[:, None] + np.arange(length + kx - 1 + TILE) * dx
     found = np.pad(pixels, margins, constant_values=pixels.size)[:, y[:, :, None, None], x].swapaxes(0, 1)
     return found.reshape(n, -1, x.shape[1])
 
 
 class Tiles:
     """The T tiles of a region, of m outputs and n inputs each. taps: what their (n T,) inputs read; place: (R,) where the value of each row lies
-    among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, or where the tile before it ends."""
+    among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, and at every fourth pixel of the run."""
 
     def __init__(self, region: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
-        across, taps = sorted(kernel) if 1 in kernel else kernel
+        across, along = sorted(kernel) if 1 in kernel else kernel  # taps
         lines = np.append(region.slots().numpy(), region.rows)[_lines(tuple(region.mask.shape), kernel, dilation)]
-        inside = lines[across // 2:len(lines) - across // 2, :, taps // 2:-(taps // 2 + MADE)]
+        inside = lines[across // 2:len(lines) - across // 2, :, along // 2:-(along // 2 + TILE)]
         active = (inside < region.rows).any(0)
-        first, along = active.copy(), np.arange(active.shape[1])
+        first, x = active.copy(), np.arange(active.shape[1])
         first[:, 1:] &= ~active[:, :-1]
-        step = (along - np.maximum.accumulate(np.where(first, along, 0), axis=1)) % MADE
+        step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % TILE
         begins = active & (step == 0)
         line, start = begins.nonzero()
-        self.taps = Reads(torch.from_numpy(lines[:, line, start + np.arange(MADE + taps - 1)[:, None]].ravel()), region)
+        self.taps = Reads(torch.from_numpy(lines[:, line, start + np.arange(TILE + along - 1)[:, None]].ravel()), region)
         place = np.zeros(region.rows + 1, dtype=np.int64)
-        place[inside] = (np.arange(len(inside))[:, None, None] * MADE + step) * len(line) + begins.cumsum().reshape(step.shape) - 1
+        place[inside] = (np.arange(len(inside))[:, None, None] * TILE + step) * len(line) + begins.cumsum().reshape(step.shape) - 1
         self.place = torch.from_numpy(place[:-1])
 
 
@@ -99,9 +95,9 @@ class Winograd:
 
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
         self.bias, self.kernel, self.dilation, self.relu = conv.bias, conv.kernel_size, conv.dilation, relu
-        inputs, kernel, outputs = zip(*map(transforms, conv.kernel_size))
+        inputs, kernels, outputs = zip(*map(transforms, conv.kernel_size))
         self.inputs, self.outputs = [m.float() for m in inputs], [m.float() for m in outputs]
-        weight = _both_axes(kernel, conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1))
+        weight = _both_axes(kernels, conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1))
         self.weight = weight.float().view(-1, *conv.weight.shape[1::-1])
 
     def tiles(self, region: Region) -> Tiles:
