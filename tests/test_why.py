@@ -108,7 +108,10 @@ def test_seeds_have_a_mean(house):
     ev.records.update(evidence("camvid", initial=0, irnet=0).records)
     first = verdicts.answers(ev)[0]
     mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), "mean"]
-    assert f"Mean over 2 seeds, LC - DSN: {mean} (val; seeds" in first and "seeds, LC - IRNet" not in first
+    assert f"Mean over 2 seeds, LC - DSN: {mean} (val; seeds" in first and "seeds, LC - IRNet" not in first and "On images of" not in first
+    ev.records.update(evidence(dsn_large=0, lc_large=40).records)
+    larger = verdicts.difference(ev, "lc-large", "dsn-large", "val").short
+    assert f"On images of 8x9, LC - DSN: {larger} (val), " in verdicts.answers(ev)[0] and larger.startswith("+")
 
 
 @pytest.mark.parametrize("full, small, word", [
