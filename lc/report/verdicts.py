@@ -249,5 +249,5 @@ def readme_block(ev: Evidence) -> str:
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
     first, hours = ev["initial"], sum(r.get("train_seconds", 0) + r["evaluate_seconds"] for r in (record.values for record in ev.records.values())) / 3600
     parts.append(f"Ours: {ev.label}, seed {first['seed']}, {first['device']}; {len(ev.records)} records of {hours:.0f} hours of training and evaluation by the clock in results/{ev.profile.name}/runs, "
-                 f"each with its commit. Brackets: 95 % intervals from a paired bootstrap over images; of speed-ups, quartiles.")
+                 f"each with its commit. Brackets: 95 % intervals from a paired bootstrap over images, of videos in blocks of ten frames; of speed-ups, quartiles.")
     return "\n\n".join(parts)
