@@ -84,10 +84,11 @@ class Region:
         """Dense map (N, C, H, W) that holds rows (R, C) inside M and `outside` (zeros by default) elsewhere."""
         n, h, w = self.mask.shape
         if outside is None:
-            base = rows.new_zeros(n * h * w, rows.shape[1])
+            filled = rows.new_zeros(n * h * w, rows.shape[1]).index_copy_(0, self.index, rows[:len(self)])
         else:
             base = outside.to(rows.dtype).permute(0, 2, 3, 1).reshape(n * h * w, rows.shape[1])
-        return base.index_copy(0, self.index, rows[:len(self)]).view(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
+            filled = base.index_copy(0, self.index, rows[:len(self)])
+        return filled.view(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
 
     def rows_in(self, other: "Region") -> Tensor:
         """(P,) row numbers of this region's pixels in `other`, which must contain it."""

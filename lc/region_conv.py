@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 from lc.region import WIDTH, Region, _pair
 
@@ -57,16 +58,6 @@ def interpolated(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask[:, None], x, sums[:, :-1] / sums[:, -1:].clamp(min=1e-6))
 
 
-def _take(rows: Tensor, table: Tensor, extra: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """rows (P, C) at table (P', T) -> (P', T, C); `extra` is what a neighbour outside M and one outside the image read."""
-    return _padded(rows, extra).index_select(0, table.flatten()).view(*table.shape, rows.shape[1])
-
-
-def _padded(rows: Tensor, extra: tuple) -> Tensor:
-    """rows (P, C) and two more, filled with `extra`."""
-    return torch.cat([rows, torch.tensor(extra, dtype=rows.dtype, device=rows.device)[:, None].expand(2, rows.shape[1])])
-
-
 class _CompactConv(torch.autograd.Function):
     """Gather (unless the kernel is 1x1: no table) and multiply. The neighbour relation is symmetric, so the backward pass is again that."""
 
@@ -80,49 +71,37 @@ class _CompactConv(torch.autograd.Function):
         rows, table, weight = ctx.saved_tensors
         grad_rows = grad_weight = None
         if ctx.needs_input_grad[0]:  # tap t of p reads q  <=>  tap T-1-t of q reads p
-            grad_rows = _product(_windows(grad, table), weight.flip(2, 3).permute(1, 2, 3, 0).flatten(1))
+            windows = _windows(grad, None if table is None else table.flip(1))
+            grad_rows = _product_back(windows, weight.permute(2, 3, 0, 1).flatten(0, 2))
         if ctx.needs_input_grad[2]:
-            taps = _windows(rows, table).t() @ grad  # (T*C, O), the faster way round
-            grad_weight = taps.view(*weight.shape[2:], *weight.shape[1::-1]).permute(3, 2, 0, 1)
+            windows = _windows(rows, table)  # the wider side comes first: MKL's products are faster this way round
+            taps = grad.t() @ windows if grad.shape[1] > windows.shape[1] else (windows.t() @ grad).t()  # (O, T*C)
+            grad_weight = taps.view(-1, *weight.shape[2:], weight.shape[1]).permute(0, 3, 1, 2)
         return grad_rows, None, grad_weight, grad.sum(0) if ctx.needs_input_grad[3] else None
 
 
 def _windows(rows: Tensor, table: Tensor | None) -> Tensor:
-    """(R, T*C): what each row's window reads."""
-    return rows if table is None else _take(rows, table).flatten(1)
+    """(R, T*C): what each row's window reads; the table's last two numbers, outside M and outside the image, read zeros."""
+    return rows if table is None else F.pad(rows, (0, 0, 0, 2)).index_select(0, table.flatten()).view(len(table), table.shape[1] * rows.shape[1])
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """rows (R, K) times weight (O, K), plus bias (O,) -> (R, O): on a CPU as a 1x1 convolution of an image, where R allows one."""
-    if rows.device.type != "cpu" or len(rows) % WIDTH or not len(rows):
+    if not _forms_image(rows):
         return F.linear(rows, weight, bias)
-    return F.conv2d(_as_image(rows), weight[:, :, None, None], bias).permute(0, 2, 3, 1).flatten(0, 2)
+    return _as_rows(F.conv2d(_as_image(rows), weight[:, :, None, None], bias))
 
 
-class _CompactMaxPool(torch.autograd.Function):
-    """One tap after the other, so that no window is ever stored; the backward pass gathers through the same symmetric table."""
+def _product_back(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows (R, O) times weight (O, K) -> (R, K), in the same way: as the gradient of a 1x1 convolution, which needs no transposed copy of the weight."""
+    if not _forms_image(rows):
+        return rows @ weight
+    image = _as_image(rows)
+    return _as_rows(conv2d_input((1, weight.shape[1], *image.shape[2:]), weight[:, None, None].permute(0, 3, 1, 2), image))
 
-    @staticmethod
-    def forward(ctx, rows: Tensor, table: Tensor) -> Tensor:
-        padded = _padded(rows, (0.0, float("-inf")))
-        best = padded.index_select(0, table[:, 0])
-        winner = torch.zeros_like(best, dtype=torch.uint8)
-        for tap in range(1, table.shape[1]):
-            value = padded.index_select(0, table[:, tap])
-            winner.masked_fill_(value > best, tap)
-            best = torch.maximum(best, value)
-        ctx.save_for_backward(winner, table)
-        return best
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (winner, table), last = ctx.saved_tensors, ctx.saved_tensors[1].shape[1] - 1
-        grad, winner = _padded(grad, (0.0, 0.0)), _padded(winner, (0, 0))
-        total = torch.zeros_like(grad[:-2])
-        for tap in range(last + 1):  # what row `there` reads here with tap `last - tap`
-            there = table[:, tap]
-            total += grad.index_select(0, there) * (winner.index_select(0, there) == last - tap)
-        return total, None
+def _forms_image(rows: Tensor) -> bool:
+    return rows.device.type == "cpu" and len(rows) > 0 and len(rows) % WIDTH == 0
 
 
 def region_conv2d(x: "RegionTensor", weight: Tensor, bias: Tensor | None = None, dilation=1) -> "RegionTensor":
@@ -132,21 +111,20 @@ def region_conv2d(x: "RegionTensor", weight: Tensor, bias: Tensor | None = None,
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     kernel = tuple(weight.shape[2:])
-    around = None if kernel == (1, 1) else x.around(rows)
-    if around is None:
+    if kernel == (1, 1) or x.reads_zeros:
         out = x.with_rows(_CompactConv.apply(rows, None if kernel == (1, 1) else x.region.table(kernel, dilation), weight, bias))
         carried = kernel == (1, 1) and x.reading == "features"
         return replace(out, outside=F.conv2d(x.outside, weight, bias), reading="dense") if carried else out
-    windows = _windows(around, x.region.table(kernel, dilation, dense=True))
+    windows = _windows(_as_rows(x.read(rows)), x.region.table(kernel, dilation, dense=True))
     return x.with_rows(_product(windows, weight.permute(0, 2, 3, 1).flatten(1), bias))
 
 
 def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
-    """Max pooling over M, stride 1: neighbours outside the image never win, those outside M count as the reading says."""
-    extra, around = (0.0, float("-inf")), x.around(x.rows)
-    if around is None:
-        return x.with_rows(_CompactMaxPool.apply(x.rows, x.region.table(kernel, dilation)))
-    return x.with_rows(_take(around, x.region.table(kernel, dilation, dense=True), extra).max(dim=1).values)
+    """Max pooling over M, stride 1, on the map that windows read (a pass over it costs less than a gather for each tap): neighbours outside
+    the image never win, those outside M count as the reading says."""
+    kernel, dilation = _pair(kernel), _pair(dilation)
+    pooled = F.max_pool2d(x.read(x.rows), kernel, 1, [d * (k // 2) for k, d in zip(kernel, dilation)], dilation)
+    return x.with_rows(x.region.gather(pooled))
 
 
 @dataclass(eq=False)
@@ -175,27 +153,19 @@ class RegionTensor:
     @property
     def rows(self) -> Tensor:
         """(R, C) view of the values."""
-        return self.values.permute(0, 2, 3, 1).flatten(0, 2)
+        return _as_rows(self.values)
 
     @property
     def shape(self) -> torch.Size:
         n, h, w = self.region.mask.shape
         return torch.Size((n, self.values.shape[1], h, w))
 
-    @property
-    def device(self) -> torch.device:
-        return self.values.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
+    ndim = 4
+    device = property(lambda self: self.values.device)
+    dtype = property(lambda self: self.values.dtype)
 
     def size(self, dim: int | None = None):
         return self.shape if dim is None else self.shape[dim]
-
-    @property
-    def ndim(self) -> int:
-        return 4
 
     def dim(self) -> int:
         return 4
@@ -208,15 +178,15 @@ class RegionTensor:
         """The output (R, O) of a layer on the same region; its outside is zero, or to be interpolated."""
         return RegionTensor(_as_image(rows), self.region, None, self.reading if self.reading == "interpolated" else "zero")
 
-    def around(self, rows: Tensor) -> Tensor | None:
-        """(N*H*W, C): the map that windows read, with `rows` inside M; None where it is zero outside."""
-        if self.reading == "interpolated":
-            dense = interpolated(self.region.scatter(rows), self.region.mask)
-        elif self.outside is None:
-            return None
-        else:
-            dense = self.region.scatter(rows, self.outside)
-        return dense.permute(0, 2, 3, 1).flatten(0, 2)
+    @property
+    def reads_zeros(self) -> bool:
+        """Whether windows find zeros outside M."""
+        return self.outside is None and self.reading != "interpolated"
+
+    def read(self, rows: Tensor) -> Tensor:
+        """(N, C, H, W): the map that windows read, with `rows` inside M."""
+        dense = self.region.scatter(rows, self.outside)
+        return interpolated(dense, self.region.mask) if self.reading == "interpolated" else dense
 
     __add__ = __radd__ = lambda self, other: torch.add(self, other)
     __mul__ = __rmul__ = lambda self, other: torch.mul(self, other)
@@ -237,6 +207,10 @@ class RegionTensor:
 def _as_image(rows: Tensor) -> Tensor:
     width = len(rows) if len(rows) % WIDTH else WIDTH
     return rows.view(1, len(rows) // width, width, rows.shape[1]).permute(0, 3, 1, 2)  # memory stays R x C, which is channels last
+
+
+def _as_rows(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> RegionTensor:
@@ -270,7 +244,7 @@ def _batch_norm(input, running_mean, running_var, weight=None, bias=None, traini
 def _dropout(input, p=0.5, training=True, inplace=False) -> RegionTensor:
     """Random numbers are drawn for the region's own pixels only, so that padding changes nothing."""
     kept = F.dropout(_as_image(input.rows[:len(input.region)]), p, training)
-    return input.with_rows(input.region.fill(kept.permute(0, 2, 3, 1).flatten(0, 2)))
+    return input.with_rows(input.region.fill(_as_rows(kept)))
 
 
 def _pointwise(func: Callable, args: tuple, kwargs: dict) -> RegionTensor:
