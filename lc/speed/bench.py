@@ -257,7 +257,7 @@ def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: 
 def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (512, 512), batch: int = 1, **architecture) -> Path:
     """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same
     losses; torch.compile of it on a GPU only: on a CPU it took minutes to compile a small network, and made it no faster): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output; head 1, which says where they begin, runs on both sides). Batch norm is fixed (Sec. 3.1).
-    Regions change from step to step (`_regions`)."""
+    Regions change from step to step (`_regions`), among versions that were all met before, as most have been in a training of thousands of steps."""
     torch.manual_seed(0)
     rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase(freeze_bn=True)
     model = build(21, **architecture).to(device, memory_format=torch.channels_last)
@@ -277,6 +277,8 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
 
     for (part, net, x), rho in itertools.product((("stages 2-3", later, features), ("whole step", model, image)), ("0.985", "0.800")):
         regions, left = _regions(rho, grid, batch, device)
+        for masks in regions:
+            step(net, x, masks)
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
                  **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": lambda turn=itertools.cycle(regions): step(net, x, next(turn))}
         macs = [(row["macs"], [1.0, *left][row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
