@@ -133,11 +133,12 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
         "data": _describe(train, *splits.values()),
         "parameters": sum(p.numel() for p in model.parameters()), "weights": file if entry.publish else None,
         "metrics": {split: e.summary() for split, e in results.items()}, "sweep": [e.summary() for e in sweep]}
+    anew = " was written anew" if records.find(entry) else ""
     record = records.write(entry, values, arrays, (folder / "history.jsonl").read_text())
     _keep_examples(entry.run.profile, splits["val"])
     shutil.rmtree(folder)  # the state that a finished run no longer needs
     found = ", ".join(f"{split} {e.miou:.4f}" for split, e in results.items())
-    print(f"  {entry.name}: mIoU {found}; record {record.path.relative_to(paths.ROOT)}", flush=True)
+    print(f"  {entry.name}: mIoU {found}; record {record.path.relative_to(paths.ROOT)}{anew}", flush=True)
     return record
 
 

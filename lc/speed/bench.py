@@ -56,7 +56,7 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
 @torch.no_grad()
 def _cascade_rows(model: LayerCascade, dense: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int) -> list[dict]:
     """One row per contestant, rho or None for the dense network: milliseconds over images x repeats, per stage too, shares handed on, and the
-    speed-up: the median of dense / cascade, pair by pair."""
+    speed-up: median and quartiles of dense / cascade, pair by pair."""
     stages, rows, calls = {rho: [] for rho in rhos}, [], {}
     for i, image in enumerate(images):
         calls[None, i] = partial(cost.run_dense, dense, image)
@@ -64,10 +64,10 @@ def _cascade_rows(model: LayerCascade, dense: LayerCascade, images: list[Tensor]
     found = alternate(calls, repeats, images[0].device)
     times = {rho: np.concatenate([found[rho, i] for i in range(len(images))]) for rho in (None, *rhos)}
     for rho, ms in times.items():
-        low, median, high = np.quantile(ms, [0.25, 0.5, 0.75])
+        (low, median, high), gain = np.quantile(ms, [0.25, 0.5, 0.75]), np.quantile(times[None] / ms, [0.25, 0.5, 0.75])
         of_stages = [median] if rho is None else (1e3 * np.median(stages[rho][len(images):], axis=0)).tolist()
         handed = None if rho is None else np.mean([model(image, rho).shares for image in images], axis=0).tolist()
-        rows.append({"rho": rho, "ms": median, "ms_low": low, "ms_high": high, "samples": len(ms), "speedup": float(np.median(times[None] / ms)),
+        rows.append({"rho": rho, "ms": median, "ms_low": low, "ms_high": high, "samples": len(ms), **dict(zip(("speedup_low", "speedup", "speedup_high"), gain.tolist())),
                      "stage_ms": of_stages, "handed": handed})
     return rows
 
