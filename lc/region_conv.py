@@ -122,9 +122,9 @@ def region_conv2d(x: "RegionTensor", weight: Tensor, bias: Tensor | None = None,
 def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
     """Max pooling over M, stride 1, on the map that windows read (a pass over it costs less than a gather for each tap): neighbours outside
     the image never win, those outside M count as the reading says."""
-    kernel, dilation = _pair(kernel), _pair(dilation)
-    pooled = F.max_pool2d(x.read(x.rows), kernel, 1, [d * (k // 2) for k, d in zip(kernel, dilation)], dilation)
-    return x.with_rows(x.region.gather(pooled))
+    below, beside = (d * (k // 2) for k, d in zip(_pair(kernel), _pair(dilation)))
+    padded = F.pad(x.read(x.rows), (beside, beside, below, below), value=float("-inf"))  # PyTorch's own padding stops at half of an undilated window
+    return x.with_rows(x.region.gather(F.max_pool2d(padded, kernel, 1, 0, dilation)))
 
 
 @dataclass(eq=False)

@@ -90,13 +90,15 @@ def outside_read(x: torch.Tensor, mask: torch.Tensor, reading: str) -> torch.Ten
 
 @pytest.mark.parametrize("kind", REGIONS)
 @pytest.mark.parametrize("reading", READINGS)
-def test_max_pool(kind, reading):
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_max_pool(kind, reading, dilation):
     """Pooling reads zeros (or the carried map, or the interpolation) outside M, and never wins from outside the image."""
     torch.manual_seed(0)
     x, mask = torch.randn(2, 5, 9, 11, requires_grad=True), mask_of(kind)
     inside, weight = mask[:, None].float(), torch.randn(2, 5, 9, 11)
-    wanted = F.max_pool2d(outside_read(x, mask, reading), 3, 1, 1) * inside
-    got = F.max_pool2d(RegionTensor.select(x, Region(mask), reading), 3, 1, 1).dense() * inside
+    bordered = F.pad(outside_read(x, mask, reading), (dilation,) * 4, value=float("-inf"))
+    wanted = F.max_pool2d(bordered, 3, 1, 0, dilation) * inside
+    got = F.max_pool2d(RegionTensor.select(x, Region(mask), reading), 3, 1, dilation, dilation).dense() * inside
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(*(torch.autograd.grad((out * weight).sum(), x)[0] for out in (got, wanted)))
 
