@@ -93,27 +93,6 @@ def upsample(x: Tensor, size: tuple[int, int], stride: int = STRIDE) -> Tensor:
     return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]), mode="replicate")
 
 
-def upsample_squares(x: Tensor, squares: Tensor, stride: int = STRIDE) -> Tensor:
-    """`upsample` of some squares only: (N, K, h, w) -> (Q, K, stride * stride), row-major in each. squares: (Q,) places in the flattened (N, h, w)
-    grid; the square of a cell holds its pixel and those between it and the next cells."""
-    k, h, w = x.shape[1:]
-    nearer = 1 - torch.arange(stride, device=x.device, dtype=x.dtype) / stride
-    along = torch.stack([nearer, 1 - nearer])                                                # (2, stride): weights of a cell and the next
-    weights = torch.einsum("ay,bx->abyx", along, along).view(4, -1)
-    column, row = squares % w, squares // w % h
-    right, down = (column < w - 1).long(), (row < h - 1).long() * w                           # the last cell is its own neighbour
-    corners = torch.stack([squares, squares + right, squares + down, squares + right + down], 1)
-    cells = x.permute(0, 2, 3, 1).reshape(-1, k).index_select(0, corners.flatten()).view(-1, 4, k)
-    return cells.transpose(1, 2) @ weights
-
-
-def to_squares(x: Tensor, grid: tuple[int, int], fill: int, stride: int = STRIDE) -> Tensor:
-    """Labels (N, H, W) -> (N*h*w, stride * stride), in the squares of `upsample_squares`; `fill` where squares reach over the image."""
-    h, w = grid
-    x = F.pad(x, (0, stride * w - x.shape[2], 0, stride * h - x.shape[1]), value=fill)
-    return x.view(-1, h, stride, w, stride).transpose(2, 3).reshape(-1, stride * stride)
-
-
 def cells_to_pixels(x: Tensor, size: tuple[int, int], stride: int = STRIDE) -> Tensor:
     """Nearest (N, h, w) -> (N, H, W), for masks and stage maps; the same geometry as `upsample`."""
     if tuple(x.shape[1:]) == tuple(size):

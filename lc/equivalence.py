@@ -4,7 +4,7 @@ If weights and counts agree bit for bit, results/equivalent.json says so and the
 sums has changed, weights differ by rounding; then the miniature is trained again in double precision, where they must agree to ROUNDING, and
 the counts exactly (what a run does in half precision only is not compared then). A proof names the commit that it was shown for; the next
 comparison of that run begins there, and differences add up. A refactoring or a faster kernel then costs minutes instead of hours, and a change that moves a number cannot hide.
-`python -m lc equivalent`. Studies are not compared: they are remade in a minute each.
+`python -m lc equivalent`. A study is made again on a few images by both sides, from the weights in their trees, and must agree bit for bit.
 """
 import json
 import os
@@ -29,7 +29,7 @@ def check(profile: str, root: str | None) -> list[str]:
     found = [record for record in (records.find(entry) for entry in catalogue(profile).values()) if record]
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in found:
-        if record.stale and "study" not in record.values:
+        if record.stale:
             groups.setdefault((record["source_hash"], record.source_now), []).append(record)
     lines = []
     for (made, now), group in groups.items():
@@ -76,7 +76,7 @@ def differences(group: list[Record], commit: str, root: str | None) -> dict[str,
             raise InputError(f"commit {commit[:10]}, which made or last proved {group[0].path.name}, is not in this clone; fetch the whole history")
         try:
             apart = _compared(old, group, root, False)
-            again = [record for record in group if apart[record.path.stem]]
+            again = [record for record in group if apart[record.path.stem] and "study" not in record.values]
             return apart | {stem: found or np.finfo(float).eps for stem, found in _compared(old, again, root, True).items()}
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(old)])
@@ -98,7 +98,7 @@ def _distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> fl
 def _arrays(tree: Path, group: list[Record], root: str | None, double: bool, scratch: Path) -> list[dict[str, np.ndarray]]:
     """What `probe` gives for each record, run in `tree`: all in one process, as starting one takes longer than a miniature."""
     targets = [scratch / f"{record.path.stem}.npz" for record in group]
-    task = {"configs": [record["config"] for record in group], "double": double, "root": str(paths.data_root(root)), "targets": [*map(str, targets)]}
+    task = {"configs": [record["config"] for record in group], "studies": [record.experiment if "study" in record.values else "" for record in group], "double": double, "root": str(paths.data_root(root)), "targets": [*map(str, targets)]}
     for target in targets:
         target.unlink(missing_ok=True)
     answer = subprocess.run([sys.executable, "-P", __file__, json.dumps(task)], env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True,
@@ -136,7 +136,22 @@ def probe(config: dict, double: bool, root: str) -> dict[str, np.ndarray]:
     return {**weights, **{f"confusions at {rho}": evaluate(model, val, rho).confusions for rho in (run.rho, 0.6)}}
 
 
+def probe_study(name: str, config: dict, root: str) -> dict[str, np.ndarray]:
+    """Run in one tree: its study of that name on a few images; its arrays, and what it says but for the time it took."""
+    import importlib
+    from lc import runs
+    from lc.config import RunConfig, from_dict
+    from lc.data import SegmentationSet
+    from lc.experiments import STUDIES, experiment
+    entry, data = experiment(config["profile"], name), from_dict(RunConfig, {**config, "data": {**config["data"], "limit": IMAGES}}).data
+    model, dsn = (runs.trained(config["profile"], of, "cpu")[0] for of in (runs._name_of(entry.run), "dsn"))
+    module = importlib.import_module(f"lc.{STUDIES[entry.study][0]}")
+    values, arrays = module.STUDIES[entry.study](model, dsn, SegmentationSet(data, "val", root), entry.run.rho)
+    said = json.dumps({key: value for key, value in values.items() if key != "seconds"})
+    return {**arrays, "values": np.frombuffer(said.encode(), np.uint8)}
+
+
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    for one, target in zip(asked["configs"], asked["targets"]):
-        np.savez(target, **probe(one, asked["double"], asked["root"]))
+    for one, study, target in zip(asked["configs"], asked["studies"], asked["targets"]):
+        np.savez(target, **(probe_study(study, one, asked["root"]) if study else probe(one, asked["double"], asked["root"])))

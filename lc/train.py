@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from lc.cascade import CascadeOutput, LayerCascade, cells_to_pixels, to_squares, upsample_squares
+from lc.cascade import CascadeOutput, LayerCascade, cells_to_pixels, upsample
 from lc.config import Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet, TrainingSamples, epoch_loader, median_frequency_weights
 from lc.errors import InputError
@@ -34,11 +34,7 @@ def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | No
     fused: (N, K, h, w) log-probabilities after the stage; handed: (N, h, w) bool; label: (N, H, W) long, 255 = ignore;
     weight: (K,) class weights; hard_above: lc.config.Phase. The mean over the stage's own labelled pixels, zero when it has none.
     """
-    scores, target = fused, label.masked_fill(~cells_to_pixels(handed, label.shape[1:]), IGNORE)
-    if fused.shape[2:] != label.shape[1:]:  # only where there are labels
-        target = to_squares(target, fused.shape[2:], IGNORE)
-        squares = (target != IGNORE).any(1).nonzero().squeeze(1)
-        scores, target = upsample_squares(fused, squares), target.index_select(0, squares)
+    target, scores = label.masked_fill(~cells_to_pixels(handed, label.shape[1:]), IGNORE), upsample(fused, label.shape[1:])
     if hard_above < 1:
         confidence, predicted = scores.detach().softmax(1).max(1)
         target = target.masked_fill((confidence > hard_above) & (predicted != target), IGNORE)

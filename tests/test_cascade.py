@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lc.cascade import build_irnet_lc, cells_to_pixels, to_squares, undecided, upsample, upsample_squares
+from lc.cascade import build_irnet_lc, cells_to_pixels, undecided, upsample
 from lc.errors import InputError, check_rho
 from lc.region_conv import READINGS
 from lc.train import stage_loss
@@ -148,17 +148,6 @@ def test_upsample_puts_cells_where_strided_convolutions_put_them():
         assert (up[25:] == 3).all()
     pixels = cells_to_pixels(torch.arange(4).view(1, 1, 4).expand(1, 3, 4), (17, 32))[0, 5]
     assert [int(pixels[i]) for i in (0, 3, 4, 8, 11, 12, 31)] == [0, 0, 1, 1, 1, 2, 3]
-
-
-@pytest.mark.parametrize("size", [(1, 1), (8, 9), (47, 33)])
-def test_squares_hold_what_upsample_gives(size):
-    """Squares put together again are the upsampled maps, for every image size; some squares are some of all."""
-    x = torch.randn(2, 3, *(-(-side // 8) for side in size))
-    wanted = torch.stack([to_squares(m, x.shape[2:], 7) for m in upsample(x, size).unbind(1)], 1)  # (squares, K, 64)
-    inside = wanted != 7
-    every = torch.arange(len(wanted))
-    torch.testing.assert_close(upsample_squares(x, every)[inside], wanted[inside])
-    torch.testing.assert_close(upsample_squares(x, every[1::2]), upsample_squares(x, every)[1::2])
 
 
 @torch.no_grad()

@@ -1,12 +1,17 @@
 """A record made by other sources holds if, and only if, both compute the same: bit for bit, or but for rounding."""
 import shutil
 import subprocess
+from dataclasses import asdict
 
 import pytest
 from conftest import fake_record
 
 from lc import equivalence, paths, records
+from lc.data import SPECS
 from lc.errors import InputError
+from lc.experiments import catalogue
+from lc.networks import build
+from lc.train import save_weights
 
 
 @pytest.fixture
@@ -65,6 +70,22 @@ def test_a_change_is_not(forked):
     assert made.stale and not (forked / records.EQUIVALENT).exists()
 
 
+def test_a_study_is_made_again_on_a_few_images(forked):
+    """From the weights in each tree: the same sentences and arrays, or an error that names the study."""
+    for name in ("lc-0.985", "dsn"):
+        entry = catalogue("smoke")[name]
+        weights = paths.results("smoke") / "weights" / f"{records.stem(name, entry.run)}.safetensors"
+        save_weights(build(len(SPECS[entry.run.data.name].names), **asdict(entry.run.model)), weights)
+    commit_all(forked)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=forked, capture_output=True, text=True).stdout.strip()
+    made = fake_record("smoke", "study-selection", study={}, commit=commit, source_hash=records.source_hash(*records.modules("irnet", "study-selection")))
+    edit(forked, "studies.py", "import numpy as np", "import math\n\nimport numpy as np")
+    assert made.stale and "agree bit for bit on 1 runs: study-selection" in equivalence.check("smoke", None)[0] and made.stale == ""
+    edit(forked, "cascade.py", "amax(dim=1).exp() < rho", "amax(dim=1).exp() < 0 * rho")
+    with pytest.raises(InputError, match="do not compute the same for study-selection"):
+        equivalence.check("smoke", None)
+
+
 def test_a_commit_that_is_not_here(forked):
     """A shallow clone cannot compare."""
     fake_record("smoke", "dsn", commit="d" * 40, source_hash="f" * 10)
@@ -73,7 +94,8 @@ def test_a_commit_that_is_not_here(forked):
 
 
 def commit_all(house):
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "next"], cwd=house, check=True)
+    for command in ("add -A", "-c user.name=t -c user.email=t@t commit -qm next"):
+        subprocess.run(["git", *command.split()], cwd=house, check=True)
 
 
 def test_a_second_proof_begins_at_the_first(forked, monkeypatch):
