@@ -78,11 +78,11 @@ def test_a_study_is_made_again_on_a_few_images(forked):
         save_weights(build(len(SPECS[entry.run.data.name].names), **asdict(entry.run.model)), weights)
     commit_all(forked)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=forked, capture_output=True, text=True).stdout.strip()
-    made = fake_record("smoke", "study-selection", study={}, commit=commit, source_hash=records.source_hash(*records.modules("irnet", "study-selection")))
+    made = fake_record("smoke", "study-context", study={}, commit=commit, source_hash=records.source_hash(*records.modules("irnet", "study-context")))
     edit(forked, "studies.py", "import numpy as np", "import math\n\nimport numpy as np")
-    assert made.stale and "agree bit for bit on 1 runs: study-selection" in equivalence.check("smoke", None)[0] and made.stale == ""
+    assert made.stale and "agree bit for bit on 1 runs: study-context" in equivalence.check("smoke", None)[0] and made.stale == ""
     edit(forked, "cascade.py", "amax(dim=1).exp() < rho", "amax(dim=1).exp() < 0 * rho")
-    with pytest.raises(InputError, match="do not compute the same for study-selection"):
+    with pytest.raises(InputError, match="do not compute the same for study-context"):
         equivalence.check("smoke", None)
 
 
