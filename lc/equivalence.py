@@ -96,9 +96,10 @@ def _distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> fl
 
 
 def _arrays(tree: Path, group: list[Record], root: str | None, double: bool, scratch: Path) -> list[dict[str, np.ndarray]]:
-    """What `probe` gives for each record, run in `tree`: all in one process, as starting one takes longer than a miniature."""
+    """What `probe` or `probe_study` gives for each record, run in `tree`: all in one process, as starting one takes longer than a miniature."""
     targets = [scratch / f"{record.path.stem}.npz" for record in group]
-    task = {"configs": [record["config"] for record in group], "studies": [record.experiment if "study" in record.values else "" for record in group], "double": double, "root": str(paths.data_root(root)), "targets": [*map(str, targets)]}
+    task = {"configs": [record["config"] for record in group], "studies": [record.experiment if "study" in record.values else "" for record in group],
+            "double": double, "root": str(paths.data_root(root)), "targets": [*map(str, targets)]}
     for target in targets:
         target.unlink(missing_ok=True)
     answer = subprocess.run([sys.executable, "-P", __file__, json.dumps(task)], env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True,
@@ -137,7 +138,8 @@ def probe(config: dict, double: bool, root: str) -> dict[str, np.ndarray]:
 
 
 def probe_study(name: str, config: dict, root: str) -> dict[str, np.ndarray]:
-    """Run in one tree: its study of that name on a few images; its arrays, and what it says but for the time it took."""
+    """Run in one tree: its study of that name on a few images; its arrays, and what it says but for the time it took. Calls only what older
+    trees have too."""
     import importlib
     from lc import runs
     from lc.config import RunConfig, from_dict
