@@ -54,8 +54,8 @@ class Region:
     def table(self, kernel: int | tuple[int, int], dilation: int | tuple[int, int] = 1, dense: bool = False) -> Tensor:
         """(R, T) long: where tap t of the window round active pixel p reads, taps in row-major order.
 
-        Compact (the default): a row number; R where the neighbour is outside M, R + 1 where it is outside the image.
-        dense=True: a position in the flattened N*H*W grid; N*H*W (+ 1 outside the image) plays the part of R.
+        Compact (the default): a row number, R where the neighbour is outside M or the image. dense=True: a position in the flattened N*H*W grid,
+        N*H*W where it is outside the image.
         """
         key = (_pair(kernel), _pair(dilation), dense)
         return self.once(key, lambda: self._build_table(*key))
@@ -66,7 +66,7 @@ class Region:
         n, h, w = self.mask.shape
         grid = torch.arange(n * h * w, device=self.device).view(n, h, w) if dense else self.slots()
         outside = n * h * w if dense else self.rows
-        padded = F.pad(grid, (pw, pw, ph, ph), value=outside + 1)  # (N, H + 2 ph, W + 2 pw)
+        padded = F.pad(grid, (pw, pw, ph, ph), value=outside)  # (N, H + 2 ph, W + 2 pw)
         image, row, col = self.index // (h * w), self.index // w % h, self.index % w
         corner = (image * padded.shape[1] + row) * padded.shape[2] + col  # top left of each window, (P,)
         taps = (torch.arange(kh, device=self.device) * dh * padded.shape[2])[:, None] + torch.arange(kw, device=self.device) * dw
@@ -83,12 +83,9 @@ class Region:
     def scatter(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
         """Dense map (N, C, H, W) that holds rows (R, C) inside M and `outside` (zeros by default) elsewhere."""
         n, h, w = self.mask.shape
-        if outside is None:
-            filled = rows.new_zeros(n * h * w, rows.shape[1]).index_copy_(0, self.index, rows[:len(self)])
-        else:
-            base = outside.to(rows.dtype).permute(0, 2, 3, 1).reshape(n * h * w, rows.shape[1])
-            filled = base.index_copy(0, self.index, rows[:len(self)])
-        return filled.view(n, h, w, rows.shape[1]).permute(0, 3, 1, 2)
+        base = rows.new_zeros(n, h, w, rows.shape[1]) if outside is None else outside.to(rows.dtype).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        base.flatten(0, 2).index_copy_(0, self.index, rows[:len(self)])
+        return base.permute(0, 3, 1, 2)
 
     def rows_in(self, other: "Region") -> Tensor:
         """(P,) row numbers of this region's pixels in `other`, which must contain it."""

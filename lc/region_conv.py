@@ -81,8 +81,8 @@ class _CompactConv(torch.autograd.Function):
 
 
 def _windows(rows: Tensor, table: Tensor | None) -> Tensor:
-    """(R, T*C): what each row's window reads; the table's last two numbers, outside M and outside the image, read zeros."""
-    return rows if table is None else F.pad(rows, (0, 0, 0, 2)).index_select(0, table.flatten()).view(len(table), table.shape[1] * rows.shape[1])
+    """(R, T*C): what each row's window reads; the number behind the last row, where there is none to read, gives zeros."""
+    return rows if table is None else F.pad(rows, (0, 0, 0, 1)).index_select(0, table.flatten()).view(len(table), table.shape[1] * rows.shape[1])
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
