@@ -4,12 +4,12 @@ import os
 import re
 import shutil
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
 
-from lc import paths, records
+from lc import paths, records, runs
 from lc.errors import InputError
 from lc.experiments import catalogue
 from lc.report import pages as maker
@@ -57,11 +57,11 @@ def test_smoke_numbers_stand_apart(chain):
 
 
 def test_second_time_does_nothing(chain):
-    """Within 20 seconds, and without touching the book."""
-    index = paths.build("smoke") / "html/index.html"
-    before, clock = index.stat().st_mtime_ns, time.perf_counter()
+    """Within 20 seconds of computing (whatever else the machine does), and without touching the book."""
+    index, used = paths.build("smoke") / "html/index.html", lambda: sum(os.times()[2:4])  # of processes that this one started
+    before, clock = index.stat().st_mtime_ns, used()
     run = make("reproduce", "PROFILE=smoke")
-    assert run.returncode == 0 and time.perf_counter() - clock < 20
+    assert run.returncode == 0 and used() - clock < 20
     assert f"All {RUNS} runs have their records" in run.stdout and index.stat().st_mtime_ns == before
 
 
@@ -75,6 +75,20 @@ def test_one_deleted_record_reruns_just_that_run(chain):
     assert gone.exists() and all(p.read_bytes() == content for p, content in files.items() if p != gone)
     again, first = json.loads(gone.read_text()), json.loads(files[gone])
     assert again["metrics"] == first["metrics"] and again["key"] == first["key"]
+
+
+def test_lost_weights_write_a_record_anew(chain):
+    """A run asked for by name, whose record is there and whose weights are not, runs again and says that its record is another one now."""
+    entry = catalogue("smoke")["lc-0.950"]
+    record = records.record_path(entry)
+    before = record.read_bytes()
+    run = subprocess.run([sys.executable, "-m", "lc", "run", "--profile", "smoke", "--device", "cpu", entry.name], cwd=paths.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and "no run is missing" in run.stdout
+    runs.weights_path(entry.name, entry.run).unlink()
+    run = subprocess.run(run.args, cwd=paths.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and f"record {record.relative_to(paths.ROOT)} was written anew" in run.stdout
+    assert json.loads(record.read_bytes())["metrics"] == json.loads(before)["metrics"] and record.read_bytes() != before
+    record.write_bytes(before)
 
 
 def test_a_chapter_at_another_rho(chain):

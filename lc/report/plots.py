@@ -74,12 +74,18 @@ def rho_curve(ours: pd.DataFrame, paper: pd.DataFrame | None, value: str, ax: Ax
 
 
 def trade_off(curves: dict[str, pd.DataFrame], x: str, ax: Axes, title: str, floor: float | None = None) -> Axes:
-    """mIoU (percent) against a cost `x`: one line per name, its points labelled by the frame's index; a single row is a point.
+    """mIoU (percent) against a cost `x`: one line per name, points labelled by the frame's index where there is room; a single row is a point.
     floor: mIoU of the dense network, as a horizontal line."""
     for (name, points), colour_ in zip(curves.items(), (OUR_COLOUR, *STAGE_COLOURS[1:], PAPER_COLOUR, *sns.color_palette("dark"))):
         ax.plot(points[x], points["mIoU"], "o-", color=colour_, label=name)
-        for label, row in points.iterrows():
-            ax.annotate(f"{label}", (row[x], row["mIoU"]), textcoords="offset points", xytext=(4, -9), fontsize=8)
+    ax.margins(x=0.15)
+    ax.autoscale_view()
+    labelled = []
+    for label, point in ((label, (row[x], row["mIoU"])) for points in curves.values() for label, row in points.iterrows()):
+        at = ax.transData.transform(point)
+        if all((np.abs(at - other) > (40, 15)).any() for other in labelled):  # else it would lie on another label
+            labelled.append(at)
+            ax.annotate(f"{label}", point, textcoords="offset points", xytext=(4, -9), fontsize=8)
     if floor is not None:
         ax.axhline(floor, color=PAPER_COLOUR, linestyle=":", label="DSN, nobody exits")
     return _finish(ax, x, "mIoU (percent)", title)
@@ -89,7 +95,7 @@ def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:
     """Fig. 1b right: share of each set's pixels within a band round object boundaries, along the width of the band."""
     for name in near:
         ax.plot(near.index, near[name], ".-" if name in DIFFICULTY else ".--", color=DIFFICULTY.get(name, PAPER_COLOUR), label=name)
-    return _finish(ax, "pixels to the nearest object boundary, at most", "percent of the set", ylim=(0, 100))
+    return _finish(ax, "pixels to the nearest object boundary, at most", "percent of the set", ylim=(0, 100), xticks=near.index[near.index % 5 == 0])
 
 
 def break_even(rows: list[dict], ax: Axes) -> Axes:
