@@ -12,6 +12,8 @@ CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "poly"), "ba
            "reading": ("zero", "dense", "features", "interpolated"), "head": ("conv", "aspp"),
            "network": ("irnet", "vgg16", "resnet101", "inception_resnet_v2", "fcn8s", "segnet", "deeplab", "deeplab-v2", "dilation", "crf-rnn")}
 
+LEAST = {"batch_size": 1, "epochs": 1, "head_width": 1, "limit": 0, "halo": 0}
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -124,9 +126,11 @@ def _convert(hint, value, where: str):
         value = float(value)
     if type(value) is not hint:
         raise InputError(f"{where} must be {hint.__name__}, got {value!r}")
-    allowed = CHOICES.get(where.rpartition(".")[2])
-    if allowed and value not in allowed:
-        raise InputError(f"{where} must be one of {', '.join(allowed)}, got {value!r}")
+    name = where.rpartition(".")[2]
+    if value not in CHOICES.get(name, (value,)):
+        raise InputError(f"{where} must be one of {', '.join(CHOICES[name])}, got {value!r}")
+    if name in LEAST and value < LEAST[name]:
+        raise InputError(f"{where} must be {LEAST[name]} or more, got {value!r}")
     return check_rho(value) if where.endswith("rho") else value
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lc import baselines
 from lc.backbone import ASPP, Head, cut_stages, irnet
 from lc.cascade import STRIDE, LayerCascade
+from lc.config import CHOICES
 from lc.errors import InputError
 
 Components = OrderedDict[str, nn.Module]
@@ -157,7 +158,9 @@ def build(num_classes: int, network: str = "irnet", weights: str = "", width: fl
           cut: tuple[int, int] = (3, 5), head: str = "conv", head_width: int = 128, head_kernels: tuple[int, int] = (1, 3),
           reading: str = "zero", halo: int = 0) -> LayerCascade:
     """The network of a run. Arguments: lc.config.ModelConfig. IRNet and timm's networks become three stages with a head each; the
-    systems of lc.baselines are cascades of one stage."""
+    systems of lc.baselines are cascades of one stage. InputError for an unknown network, or no class."""
+    if network not in CHOICES["network"] or num_classes < 1:
+        raise InputError(f"a network is one of {', '.join(CHOICES['network'])} with 1 class or more, got {network!r} with {num_classes}")
     if network in baselines.SYSTEMS:
         return LayerCascade(*baselines.SYSTEMS[network](num_classes, width, weights))
     if network == "irnet":

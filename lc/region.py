@@ -95,7 +95,9 @@ class Region:
         return rows
 
     def dilate(self, pixels: int) -> "Region":
-        """The region grown by a halo of `pixels` (a square window); the same object when pixels is 0."""
+        """The region grown by a halo of `pixels` (a square window); the same object when pixels is 0, ValueError below."""
+        if pixels < 0:
+            raise ValueError(f"a region can only grow: pixels must be 0 or more, got {pixels}")
         if pixels == 0:
             return self
         grown = F.max_pool2d(self.mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)

@@ -141,7 +141,11 @@ class RegionTensor:
 
     @classmethod
     def select(cls, x: "Tensor | RegionTensor", region: Region, reading: str = "zero") -> "RegionTensor":
-        """Cut `region` out of a dense map, or out of a RegionTensor whose region contains it."""
+        """Cut `region` out of a dense map, or out of a RegionTensor whose region contains it; ValueError if their grids differ."""
+        if (x.shape[0], *x.shape[2:]) != region.mask.shape:
+            raise ValueError(f"a region must have the map's grid (N, H, W): the map is {tuple(x.shape)}, the region's mask {tuple(region.mask.shape)}")
+        if reading not in READINGS:
+            raise ValueError(f"reading must be one of {READINGS}, got {reading!r}")
         carried = reading in ("dense", "features")
         if isinstance(x, RegionTensor):
             rows = region.fill(x.rows.index_select(0, region.rows_in(x.region)))
@@ -190,6 +194,9 @@ class RegionTensor:
 
     __add__ = __radd__ = lambda self, other: torch.add(self, other)
     __mul__ = __rmul__ = lambda self, other: torch.mul(self, other)
+    __sub__ = lambda self, other: torch.sub(self, other)
+    __truediv__ = lambda self, other: torch.div(self, other)
+    __neg__ = lambda self: torch.mul(self, -1)
 
     @classmethod
     def __torch_function__(cls, func: Callable, types, args=(), kwargs=None):
@@ -253,6 +260,11 @@ def _pointwise(func: Callable, args: tuple, kwargs: dict) -> RegionTensor:
     region = parts[0].region
     if any(part.region is not region for part in parts):
         raise ValueError("the operands of one operation must share one region: cut them with the same Region object")
+    if any(isinstance(arg, Tensor) and arg.dim() > 1 and arg.shape[-2:].numel() > 1 for arg in args):
+        raise ValueError("a map beside a RegionTensor: cut it with the same Region object first (RegionTensor.select)")
+    dim = kwargs.get("dim", (*args, None, None)[1]) if func in _ALONG else 1
+    if dim not in (1, -3):
+        raise ValueError(f"{func.__name__} on a RegionTensor works along channels, dim=1 only; got dim={dim}. Elsewhere use the dense map (.dense())")
 
     def on(pick: Callable[[RegionTensor], Tensor]):
         swap = lambda a: pick(a) if isinstance(a, RegionTensor) else type(a)(map(swap, a)) if isinstance(a, (list, tuple)) else a
@@ -267,6 +279,7 @@ def _pointwise(func: Callable, args: tuple, kwargs: dict) -> RegionTensor:
 
 _WINDOWED = {torch.conv2d: _conv2d, F.conv2d: _conv2d, F.max_pool2d: _max_pool2d, torch.max_pool2d: _max_pool2d,
              F.batch_norm: _batch_norm, torch.batch_norm: _batch_norm, F.dropout: _dropout}
+_ALONG = {torch.cat, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax}
 _POINTWISE = {torch.add, torch.sub, torch.mul, torch.div, torch.cat, torch.relu, torch.relu_, torch.sigmoid, torch.tanh,
               F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.sigmoid,
               F.softmax, F.log_softmax, torch.softmax, torch.log_softmax,

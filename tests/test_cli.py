@@ -71,6 +71,8 @@ def image_at(path):
     (("run", "--profile", "smoke", "--jobs", "0"), "--jobs must be at least 1, got 0"),
     (("run", "--profile", "camvid", "initial", "--device", "tpu"), "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     (("train", "initial", "--profile", "smoke", "--set", "train.lr=1"), "unknown setting 'train.lr'"),
+    (("train", "initial", "--profile", "smoke", "--set", "train.batch_size=0"), "train.batch_size must be 1 or more, got 0"),
+    (("train", "initial", "--profile", "smoke", "--set", "phases.0.epochs=-1"), "epochs must be 1 or more, got -1"),
     (("table", "9"), "table '9' has no live counterpart yet; tables: 1, 2, readme"),
     (("notebook", "rhoo", "--out", "/tmp/x.ipynb"), "unknown notebook 'rhoo'; notebooks: architecture"),
     (("notebook", "rho", "--set", "rhoo=1", "--out", "/tmp/x.ipynb"), "notebook rho has no parameter 'rhoo'; its parameters: profile, rho"),

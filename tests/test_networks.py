@@ -166,6 +166,9 @@ def test_weights(tmp_path, monkeypatch):
         build(3, **asdict(ModelConfig(weights="imagenet")))
     with pytest.raises(InputError, match="a narrow vgg16 has no ImageNet weights"):
         networks.vgg16(0.5, "imagenet")
+    for wrong in ({"num_classes": 3, "network": "foo"}, {"num_classes": 0}):
+        with pytest.raises(InputError, match="a network is one of irnet, .* with 1 class or more"):
+            build(**wrong)
 
     def offline(*args, **kwargs):
         raise OSError("no route to host")

@@ -214,12 +214,27 @@ def test_rows_and_halo():
     (lambda x: F.max_pool2d(x, 2), "max pooling on a region keeps the grid"),
     (lambda x: F.avg_pool2d(x, 2), "only convolutions, max pooling"),
     (lambda x: x + RegionTensor.select(torch.randn(2, 5, 9, 11), Region(mask_of("full"))), "share one region"),
+    (lambda x: x + x.dense(), "a map beside a RegionTensor"),
+    (lambda x: F.softmax(x, 2), "softmax on a RegionTensor works along channels, dim=1 only; got dim=2"),
+    (lambda x: torch.log_softmax(x, dim=-1), "got dim=-1"),
+    (lambda x: torch.cat([x, x]), "cat on a RegionTensor works along channels"),
+    (lambda x: RegionTensor.select(x.dense()[:1], x.region), "the map is (1, 5, 9, 11), the region's mask (2, 9, 11)"),
+    (lambda x: RegionTensor.select(x.dense(), x.region, "foo"), "reading must be one of"),
+    (lambda x: x.region.dilate(-1), "pixels must be 0 or more, got -1"),
 ])
 def test_what_a_region_refuses(call, message):
     """Operations that would need other pixels, another grid or another region say so."""
     x = RegionTensor.select(torch.randn(2, 5, 9, 11), Region(mask_of("random")))
     with pytest.raises((ValueError, NotImplementedError), match=message.replace("(", r"\(").replace(")", r"\)")):
         call(x)
+
+
+def test_arithmetic_of_regions():
+    """Sums, differences, products and quotients with regions, numbers and channels' scales are those of the maps."""
+    region, m, scale = Region(mask_of("random")), torch.randn(2, 5, 9, 11), torch.rand(1, 5, 1, 1)
+    x = RegionTensor.select(m, region)
+    for call in (lambda t: -t, lambda t: t - 2 * t, lambda t: t / 2, lambda t: t * scale, lambda t: torch.cat([t, t], dim=1), lambda t: F.softmax(t, -3)):
+        torch.testing.assert_close(call(x).rows, region.gather(call(m)))
 
 
 def test_region_wants_a_bool_mask():
