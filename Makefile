@@ -46,7 +46,7 @@ setup: $(READY) ## make .venv from requirements.lock
 
 data: $(READY) ## fetch and check the data of a profile: PROFILE=voc12   [LC_DATA=... ARCHIVES='FILE ...' you fetched]
 	@name=$$($(LC) plan $(if $(PROFILE),--profile $(PROFILE)) --only dataset) && \
-	 if [ -f data_scripts/$$name.py ]; then $(MAKE) -s build/data/$$name.json; \
+	 if [ -f data_scripts/$$name.py ]; then [ -d "$(LC_DATA)/$$name" ] || rm -f build/data/$$name.json; $(MAKE) -s build/data/$$name.json; \
 	 else echo "data set $$name is made on the fly; nothing to fetch"; fi
 
 clean: ## remove what can be made again (build/); keeps .venv, data, checkpoints and results

@@ -12,6 +12,7 @@ from lc.errors import InputError, check_rho
 
 
 SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
+LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "images": (1, 10**6), "height": (32, 8192)}  # of options that are numbers
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
 
@@ -33,6 +34,11 @@ def _device(name: str):
     return torch.device(name)
 
 
+def _rho(args) -> float:
+    """The threshold that is asked for, or the paper's best; InputError outside [0, 1]."""
+    return check_rho(experiments.BEST_RHO if args.rho is None else args.rho)
+
+
 def plan(args) -> None:
     """Say what `make reproduce` will do; with --only just its name, data set or count."""
     name, why = _resolve(args.profile)
@@ -46,7 +52,8 @@ def plan(args) -> None:
         print(f"All {len(every)} runs have their records; nothing is trained.")
     else:
         print(f"{len(due)} of {len(every)} runs are missing: {', '.join(e.name for e in due)}.")
-        print(f"Training takes about {sum(e.minutes for e in due) / machine.jobs():.0f} minutes on {profile.made_for.split(',')[0]}, {machine.jobs()} at a time; the book about 2 more.")
+        jobs = 1 if "GPU" in profile.made_for else machine.jobs()
+        print(f"Training takes about {sum(e.minutes for e in due) / jobs:.0f} minutes on {profile.made_for.split(',')[0]}, {jobs} at a time; the book about 5 more.")
     for entry in every.values():
         record = records.find(entry)
         if record and record.stale:
@@ -70,9 +77,8 @@ def list_(args) -> None:
 def run(args) -> None:
     """Make every record that is missing, and the timings if there are none."""
     from lc import runs
+    from lc.data import SegmentationSet
     name, _ = _resolve(args.profile)
-    if args.jobs < 1:
-        raise InputError(f"--jobs must be at least 1, got {args.jobs}")
     chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
     found = {entry.name: records.find(entry) for entry in chosen}
     due = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
@@ -84,7 +90,11 @@ def run(args) -> None:
         return
     from lc.speed import bench
     device = _device(args.device)
-    print(f"device: {machine.device_name(device)}; data set: {experiments.profile(name).data.name}, looked for under {paths.data_root(args.data)}")
+    profile = experiments.profile(name)
+    print(f"device: {machine.device_name(device)}; data set: {profile.data.name}, looked for under {paths.data_root(args.data)}")
+    if device.type == "cpu" and "GPU" in profile.made_for:
+        print(f"{name} is made for {profile.made_for}: minutes below are a GPU's, this device needs far longer")
+    SegmentationSet(profile.data, "train", args.data)  # data that are not there need not wait for the first run
     runs.run_all(due, args.data, device, args.workers, args.jobs)
     for kind in timings:
         print(bench.run(name, f"lc-{experiments.BEST_RHO}", args.data, device) if kind == "cascade" else bench.systems(name, device=device))
@@ -134,12 +144,12 @@ def _trained(args):
 
 def predict(args) -> None:
     """Label, stage and confidence maps of images, as PNG overlays."""
-    check_rho(args.rho)
+    rho = _rho(args)
     from lc.speed import fast
     from lc import predict as predictor
     images = predictor.read_images(args.images)  # all of them, before anything is written
     model, spec, height = _trained(args)
-    for path in predictor.write_overlays(images, args.out, fast.prepare(model), spec, args.rho, height):
+    for path in predictor.write_overlays(images, args.out, fast.prepare(model), spec, rho, height):
         print(path)
 
 
@@ -150,7 +160,7 @@ def export(args) -> None:
     from lc.data import SegmentationSet
     form = exporter.FORMATS[args.format]
     name = args.profile or form.data
-    run, rho = experiments.experiment(name, args.experiment).run, check_rho(args.rho)
+    run, rho = experiments.experiment(name, args.experiment).run, _rho(args)
     if run.data.name != form.data:
         raise InputError(f"format {args.format} is for {form.data}, profile {name} has {run.data.name}; give a --profile with that data")
     data = None if args.images else SegmentationSet(run.data, args.split, args.data)
@@ -162,12 +172,14 @@ def export(args) -> None:
 
 def video(args) -> None:
     """Label and stage overlays of a folder of frames or a video file, at a chosen rho or a target in frames per second."""
-    check_rho(args.rho)
+    if args.fps is not None and args.rho is not None:
+        raise InputError(f"--rho {args.rho:g} and --fps {args.fps:g} exclude each other, as --fps picks rho; leave one out")
+    rho = _rho(args)
     if args.fps is not None and not args.fps > 0:
         raise InputError(f"--fps must be greater than 0, got {args.fps:g}")
     from lc import predict as predictor
     model, spec, height = _trained(args)
-    predictor.video(args.source, args.out, model, spec, args.rho, args.fps, height)
+    predictor.video(args.source, args.out, model, spec, rho, args.fps, height)
     print(args.out)
 
 
@@ -183,7 +195,7 @@ def table(args) -> None:
     frames = {"1": tables.rho_table, "2": tables.methods}
     if args.table not in frames:
         raise InputError(f"table {args.table!r} has no live counterpart yet; tables: {', '.join(frames)}, readme")
-    for frame in frames[args.table](tables.evidence(_resolve(args.profile)[0])):
+    for frame in frames[args.table](tables.evidence(args.profile or SHOWN)):
         print(frame.round(2).to_string(na_rep="-"), end="\n\n")
 
 
@@ -218,11 +230,13 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=call.__doc__.split("\n")[0], description=call.__doc__)
         sub.set_defaults(call=call)
         workers = min(16, machine.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
-        shared = {"profile": dict(help="one of " + ", ".join(experiments.PROFILES)), "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
+        usual = {predict: SHOWN, video: SHOWN, table: SHOWN, list_: "all", export: "the format's", stage: "none"}.get(call, "voc12 with a GPU, shapes without")
+        shared = {"profile": dict(help=f"one of {', '.join(experiments.PROFILES)} (default: {usual})"), "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
                   "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),
                   "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)"),
                   "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, each on its share of the cores (default: up to 4, with a GPU 1)"),
-                  "experiment": dict(default=f"lc-{experiments.BEST_RHO}"), "rho": dict(type=float, default=float(experiments.BEST_RHO)),
+                  "experiment": dict(default=f"lc-{experiments.BEST_RHO}", help="default: %(default)s"),
+                  "rho": dict(type=float, help=f"threshold (default: {experiments.BEST_RHO})"),
                   "height": dict(type=int, help="rows the network sees (default: what it was trained on)")}
         for option in options:
             sub.add_argument(f"--{option}", **shared[option])
@@ -267,6 +281,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0 when it succeeded, 2 when the input was bad."""
     args = parser().parse_args(arguments)
     try:
+        for option, (least, most) in LIMITS.items():
+            value = getattr(args, option, None)
+            if isinstance(value, int) and not least <= value <= most:
+                raise InputError(f"--{option} must be from {least} to {most}, got {value}")
         args.call(args)
     except InputError as error:
         print(f"lc: {error}", file=sys.stderr)

@@ -29,6 +29,15 @@ def data_root(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get("LC_DATA") or ROOT / "data").expanduser().resolve()
 
 
+def folder(path: Path) -> Path:
+    """The folder, made if it is not there; InputError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"no folder can be made at {path} ({error.strerror}); give another place with --out") from None
+    return path
+
+
 def need(path: Path, what: str, next_step: str) -> Path:
     """The path if it exists; otherwise InputError that says what is missing and what to do."""
     if not path.exists():

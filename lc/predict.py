@@ -77,6 +77,9 @@ def overlays(image: np.ndarray, prediction: Prediction, spec: Spec) -> dict[str,
 
 def read_images(files: list[str]) -> dict[Path, np.ndarray]:
     """All images, or InputError for the first that cannot be used; two of one name would overwrite each other's pictures."""
+    for file in files:
+        if Path(file).is_dir():
+            raise InputError(f"{file} is a folder; give its images, as in {file}/*.png")
     images = {Path(file): read_image(file, upright=True) for file in files}
     stems = [file.stem for file in images]
     if len(set(stems)) < len(stems):
@@ -86,8 +89,7 @@ def read_images(files: list[str]) -> dict[Path, np.ndarray]:
 
 def write_overlays(images: dict[Path, np.ndarray], out: Path, model: nn.Module, spec: Spec, rho: float, height: int | None) -> list[Path]:
     """Write <name>.labels.png, .stages.png and .confidence.png for each image; prints what was found; returns the files."""
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
+    written, out = [], paths.folder(out)
     for file, image in images.items():
         prediction = predict(model, image, rho, height)
         for name, picture in overlays(image, prediction, spec).items():
@@ -138,8 +140,7 @@ def pick_rho(rates: dict[float, float], target: float) -> float:
 def video(source: Path, out: Path, model: nn.Module, spec: Spec, rho: float, target: float | None = None, height: int | None = None) -> None:
     """Write <frame>.png, labels beside stages, for every frame at rho, or at the rho that `pick_rho` finds on the first frames for a
     target in frames per second; prints the frames per second of the dense network and of the cascade."""
-    count, stream = frames(source)
-    out.mkdir(parents=True, exist_ok=True)
+    (count, stream), out = frames(source), paths.folder(out)
     first = list(itertools.islice(stream, PROBE))
     if not first:
         raise InputError(f"{source} holds no frame")

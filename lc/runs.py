@@ -37,6 +37,8 @@ def weights_path(name: str, run: RunConfig) -> Path | None:
 def trained(profile_name: str, name: str, device: torch.device | str = "cpu") -> tuple[LayerCascade, Spec]:
     """The cascade of a finished run and its data set's names and colours; InputError if its weights are not here."""
     entry = experiment(profile_name, name)
+    if entry.study:
+        raise InputError(f"{name} evaluates finished weights and has none of its own; give --experiment {_name_of(entry.run)}")
     path = weights_path(name, entry.run)
     if path is None:
         raise InputError(f"no weights of {profile_name}/{name} here; train it with `python -m lc run --profile {profile_name} {name}`")

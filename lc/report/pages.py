@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lc import paths
 from lc.errors import InputError, check_rho
+from lc.experiments import profile
 
 SOURCES = paths.ROOT / "book"
 _TYPES = {"float": float, "int": int, "str": str, "bool": lambda text: {"true": True, "false": False}[text.lower()]}
@@ -34,8 +35,7 @@ def parameters(name: str, given: dict[str, str]) -> tuple[Path, dict]:
             values[key] = _TYPES[kind](text)
         except (ValueError, KeyError):
             raise InputError(f"parameter {key} of notebook {name} must be {kind}, got {text!r}") from None
-        if key == "rho":
-            check_rho(values[key])
+        {"rho": check_rho, "profile": profile}.get(key, str)(values[key])
     return path, values
 
 

@@ -95,7 +95,7 @@ def table(ev: Evidence, name: str) -> list[pd.DataFrame]:
         if option in paper:
             paper[option] = paper[option].map({1: "yes", 0: "no"}).fillna("not disclosed")
             ours.insert(1, option, ["" if m == ["published"] else "yes" if m[0] in OPTIONS[option] else "no" for m in made.values()])
-    return paper_and_ours(paper, ours, ev)
+    return paper_and_ours(paper, ours, ev, "full width, random weights" if name == "poster" else "")
 
 
 def systems(ev: Evidence) -> pd.DataFrame:

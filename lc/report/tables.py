@@ -108,9 +108,9 @@ def printed(table: str) -> pd.DataFrame:
     return cells.unstack()[list(dict.fromkeys(column for _, column in cells.index))].loc[list(dict.fromkeys(row for row, _ in cells.index))]
 
 
-def paper_and_ours(paper: pd.DataFrame, ours: pd.DataFrame, ev: Evidence) -> list[pd.DataFrame]:
-    """What a page shows, in the paper's rows: one table where that is allowed, otherwise the paper's and ours apart."""
-    frames = {"paper": paper, ev.label: ours.reindex(paper.index)}
+def paper_and_ours(paper: pd.DataFrame, ours: pd.DataFrame, ev: Evidence, label: str = "") -> list[pd.DataFrame]:
+    """What a page shows, in the paper's rows: one table where that is allowed, otherwise the paper's and ours (the evidence's label, or this) apart."""
+    frames = {"paper": paper, label or ev.label: ours.reindex(paper.index)}
     return [pd.concat(frames, axis=1)] if ev.comparable else [pd.concat({head: frame}, axis=1) for head, frame in frames.items()]
 
 

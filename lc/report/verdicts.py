@@ -115,11 +115,11 @@ def difficulty_verdicts(ev: Evidence) -> list[str]:
     least, claimed = published("text", "es-share-at-least").value, published("text", "hs-on-boundary").value
     first, last = near.iloc[0], near.iloc[-1]
     reached = near.index[near["HS"] >= claimed]
-    where = f"within {reached[0]} pixels, where {near['all'][reached[0]]:.0f} % of all pixels lie" if len(reached) else \
-        f"not even within {near.index[-1]} pixels, where {last['HS']:.0f} % of HS and {last['all']:.0f} % of all pixels lie"
+    where = f"{near['HS'][reached[0]]:.0f} % of HS lies within {reached[0]} pixels, where {near['all'][reached[0]]:.0f} % of all pixels lie" if len(reached) else \
+        f"{last['HS']:.0f} % of HS and {last['all']:.0f} % of all pixels lie within {near.index[-1]} pixels"
     return [f"*ES holds at least {least:g} % of most objects.* Ours, {ev.label} val: it does in {(easy >= least).sum()} of "
             f"{easy.notna().sum()} classes. Of all pixels, ES holds {total[0]:.0f} %, MS {total[1]:.0f} %, HS {total[2]:.1f} %.",
-            f"*{claimed:g} % of HS lies on object boundaries* (width not given). Ours: {claimed:g} % of HS lies {where}. "
+            f"*{claimed:g} % of HS lies on object boundaries* (width not given). Ours: {where}. "
             f"One pixel wide: {first['HS']:.0f} % of HS, {first['all']:.0f} % of all pixels."]
 
 

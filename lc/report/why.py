@@ -28,6 +28,13 @@ CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' *
 UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "full width and depth")
 
 
+def used(ev: Evidence) -> list[str]:
+    """Names of the records that the tables and sentences below come from."""
+    entries = catalogue(ev.profile.name).values()
+    names = {DSN, LC, IRNET, "study-context", "study-border"} | {name for e in entries if e.group == "why" or "-seed-" in e.name for name in (e.name, e.control)}
+    return [name for name in ev.records if name in names]
+
+
 def computed(ev: Evidence, name: str) -> tuple[list[float], bool] | None:
     """(shares of the cells that each stage computes on val, whether exact). Records count the cells handed on; a halo computes more: as
     much of the others as the same halo round the regions of plain LC (study-context), so not exact. None: not known."""
@@ -141,7 +148,7 @@ def border(ev: Evidence) -> pd.DataFrame:
     lost = total[:, 3] - total[:, 1]
     return pd.DataFrame({"share of all pixels": 100 * total[:, 0] / total[:, 0].sum(),
                          **{f"{name} right": 100 * total[:, i] / np.where(total[:, 0] > 0, total[:, 0], np.nan) for i, name in enumerate(record["study"]["networks"], start=1)},
-                         "LC - DSN": [words(d) for d in apart.T], "share of what LC loses": 100 * lost / lost.sum() if lost.sum() else np.nan}, index=names)
+                         "LC - DSN": [words(d) for d in apart.T], "share of what LC loses": 100 * lost / lost.sum() if lost.sum() else np.nan}, index=names).loc[total[:, 0] > 0]
 
 
 def seeds(ev: Evidence) -> pd.DataFrame:
