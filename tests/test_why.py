@@ -1,5 +1,6 @@
 """Why LC gains or loses, and the other systems: what the frames and sentences say of planted records, and of missing ones."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -88,6 +89,8 @@ def test_account_adds_up(house):
     ev["study-context"].arrays["confusions"] = np.stack([lc, lc, dsn] * 2)
     text = why.account(ev)
     assert text.count(why.words(why.gain(ev, "lc-0.985", "dsn", "val"))) == 2 and "+0.00 [+0.00, +0.00]" in text and "100 % of the difference" in text
+    against = tables.context_table(ev["study-context"])["against zeros"]  # the first variant of each network has nothing to be compared with
+    assert against.iloc[0] == "" and re.fullmatch(r"\+\d+\.\d\d \[\+.*, \+.*\]", against.iloc[2])
 
 
 def test_cells_that_a_halo_computes(house):
@@ -202,6 +205,14 @@ def test_border_table(house):
     table = why.border(ev)
     assert list(table.index) == ["decided in stage 1", "1 to 2 cells deep", "3 cells deep and more"] and list(table["share of all pixels"]) == [80, 10, 10]
     assert table.loc["1 to 2 cells deep", ["LC right", "all right", "DSN right", "LC - DSN", "share of what LC loses"]].tolist() == [40, 70, 80, "-40.00 [-40.00, -40.00]", 100]
+    ev["study-border"].arrays["counts"] = np.stack([one * [[1], [1], [0]]] * 5)
+    assert list(why.border(ev).index) == ["decided in stage 1", "1 to 2 cells deep"], "no row without pixels"
+
+
+def test_sources_of_the_page(house):
+    """Every record that its tables come from, with controls and seeds; none of another page."""
+    ev = evidence(dsn=0, lc_0p985=0, lc_no_hs=0, dsn_no_hs=0, dsn_seed_1=0, dsn_dropout=0, study_crf=0)
+    assert why.used(ev) == ["dsn", "lc-0.985", "lc-no-hs", "dsn-no-hs", "dsn-seed-1"]
 
 
 def test_easy_pixels_count_from_every_cell(house):

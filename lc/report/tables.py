@@ -245,8 +245,8 @@ def context_table(record: records.Record) -> pd.DataFrame:
     scores = {name: draws(record, counts) for name, counts in zip(names, record.arrays["confusions"])}
     rows = {}
     for name, computed in zip(names, study["computed"]):
-        _, low, high = interval(scores[name] - scores[name[0], study["variants"][0]])
-        rows[name] = {"mIoU": scores[name][0], "against zeros": f"[{low:+.2f}, {high:+.2f}]",
+        more = scores[name] - scores[name[0], study["variants"][0]]
+        rows[name] = {"mIoU": scores[name][0], "against zeros": words(more) if more.any() else "",
                       **{f"stage {s} computes": 100 * v for s, v in enumerate(computed, start=1) if s > 1}}
     return pd.DataFrame(rows).T.rename_axis(["trained as", "reads outside"])
 
