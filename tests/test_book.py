@@ -98,7 +98,7 @@ def test_a_chapter_at_another_rho(chain):
     assert run.returncode == 0, run.stderr
     assert "at rho = 0.2" in run.stdout and "Difference from the committed record" in run.stdout
     page = next(line for line in run.stdout.splitlines() if line.endswith(".html"))
-    assert "at rho = 0.2" in Path(page).read_text()
+    assert "at rho = 0.2" in Path(page).read_text() and "custom.css" in Path(page).read_text() and (Path(page).parent / "_static/custom.css").exists()
     assert before == {p: p.read_bytes() for p in paths.results("smoke").rglob("*") if p.is_file()}
 
 

@@ -89,6 +89,7 @@ def answers(path: Path) -> list[str]:
 def to_html(path: Path) -> Path:
     """A page of one executed notebook, outside the book: <folder>/_build/_page/<name>/html/<name>.html."""
     path, tool = path.resolve(), Path(sys.executable).with_name("jupyter-book")
+    shutil.copytree(SOURCES / "_static", path.parent / "_static", dirs_exist_ok=True)
     build = subprocess.run([tool, "build", path, "--path-output", path.parent, "--config", SOURCES / "_config.yml", "--quiet"],
                            capture_output=True, text=True)
     page = path.parent / "_build" / "_page" / path.stem / "html" / f"{path.stem}.html"
