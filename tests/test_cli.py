@@ -95,6 +95,13 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
     assert message in error and error.count("\n") == 1 and error.startswith("lc: ")
 
 
+def test_plan_counts_a_gpu_profile_as_a_gpu_makes_it(capsys, monkeypatch):
+    """One run at a time, whatever cores the machine has that is asked."""
+    monkeypatch.setattr("lc.machine.jobs", lambda: 4)
+    assert main(["plan", "--profile", "camvid"]) == 0 and "minutes on one GPU, 1 at a time" in capsys.readouterr().out
+    assert main(["plan", "--profile", "shapes"]) == 0 and "4 at a time" in capsys.readouterr().out
+
+
 def test_predict_writes_nothing_when_one_image_is_bad(tmp_path):
     """All images are read before anything is written."""
     out = tmp_path / "out"
