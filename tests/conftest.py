@@ -1,6 +1,7 @@
-"""An empty results folder, and records with made-up counts, for tests of what reads records."""
+"""An empty results folder and records with made-up counts, for tests of what reads records; one thread, for what is not safe on more."""
 import numpy as np
 import pytest
+import torch
 
 from lc import paths, records
 from lc.experiments import PROFILES, catalogue
@@ -12,6 +13,15 @@ def house(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(records, "source_hash", lambda *more: "0123456789")
     return tmp_path
+
+
+@pytest.fixture
+def one_thread():
+    """One thread of the CPU for a library that is not safe on more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def fake_record(profile: str, name: str, shift: int = 0, **changes) -> records.Record:

@@ -21,7 +21,7 @@ from lc.config import ModelConfig
 from lc.errors import InputError
 from lc.networks import build
 from lc.region import Region
-from lc.region_conv import READINGS
+from lc.region_conv import READINGS, RegionTensor
 from lc.speed import bench, cost, opponents, timing, winograd
 from lc.speed import fast as fast_module
 from lc.speed.fast import FastMixed, FastResidual, prepare
@@ -260,6 +260,16 @@ def test_opponents(model, monkeypatch):
     assert all(opponents.difference(call, nn.Sequential(*model.stages)(x), name) < 1e-4 for name, call in calls.items())
     with pytest.raises(RuntimeError, match="folded is off by .* 0.0001 allowed for torch.float32"):
         opponents.difference(calls["folded"], 1.01 * module(x), "folded")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stage, name", [(1, "irnet_b"), (2, "irnet_c")])
+def test_with_spconv(model, one_thread, stage, name):
+    """spconv computes what the region side computes: two blocks, biases and dilations included, on two images."""
+    pytest.importorskip("spconv.pytorch", reason="spconv has no wheel for this platform")
+    blocks = fast_module.fold(getattr(model.stages[stage], name))
+    x, mask = torch.randn(2, blocks[0].project.out_channels, 9, 11), torch.rand(2, 9, 11) < 0.6
+    torch.testing.assert_close(opponents.with_spconv(blocks, x)(mask), blocks(RegionTensor.select(x, Region(mask))).rows, rtol=1e-4, atol=1e-5)
 
 
 def test_peak_memory():

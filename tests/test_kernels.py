@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
@@ -123,10 +124,13 @@ def test_what_has_no_kernel():
         kernels.DeviceCascade(cascade, 0.5)
 
 
-def test_benches_of_a_gpu_run_through(unhurried, tmp_path):  # noqa: F811
-    """The code that a GPU is timed with, in the interpreter: every form agrees with the plain modules, or it would stop."""
+def test_benches_of_a_gpu_run_through(unhurried, one_thread, tmp_path):  # noqa: F811
+    """The code that a GPU is timed with, in the interpreter: every form agrees with the plain modules, or it would stop; spconv too, where it is installed."""
     values = json.loads(bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True, width=0.125).read_text())
     assert len(values["rows"]) == 4 and all("gap" not in row and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
+    there = find_spec("spconv") is not None
+    assert all(("spconv" in row.get("sparse_ms", ())) == ("spconv" in row["differences"]) == there for row in values["rows"]) and ("spconv" in values["absent"]) != there
+    assert max(max(row["differences"].values()) for row in values["rows"]) < 1e-4
     values = json.loads(bench.network(tmp_path / "y.json", repeats=1, static=True, settings=[(torch.float32, 2, (64, 64))], **SMALL).read_text())
     assert len(values["rows"]) == 2 and all(row["same_labels"] == 1 and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
 

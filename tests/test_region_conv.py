@@ -161,15 +161,6 @@ def test_interpolation_is_a_weighted_mean(kind):
     torch.testing.assert_close(got * mask[:, None], x * mask[:, None])
 
 
-@pytest.fixture
-def one_thread():
-    """One thread of the CPU for a library that is not safe on more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_equals_spconv(kernel, dilation, one_thread):

@@ -26,7 +26,7 @@ from lc.paper import columns, published
 from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast, winograd
-from lc.speed.opponents import dense_forms, difference
+from lc.speed.opponents import dense_forms, difference, ready, with_spconv
 from lc.speed.timing import CPU, alternate, blob, compare, given, undisturbed, write
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
@@ -111,7 +111,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 15, grid: tuple[int, int] | None = None, chain: int = 3,
            static: bool | None = None, width: float = 1.0) -> Path:
     """IRNet-B and -C blocks, full width: `chain` blocks on one region, index building included, against the dense block. On a CPU also
-    the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU)."""
+    the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU), and spconv beside them."""
     torch.manual_seed(0)
     rows, absent, static = [], {}, device.type == "cuda" if static is None else static
     for (dtype, batch, size), name in itertools.product(SETTINGS[device.type], ("irnet_b", "irnet_c")):
@@ -120,29 +120,29 @@ def region(target: Path | None = None, device: torch.device = CPU, repeats: int 
         on_size = grid or tuple(side // STRIDE for side in size)
         x = torch.randn(batch, block.project.out_channels, *on_size, device=device).to(memory_format=torch.channels_last)
         on = _chain_on(fast.quick(folded), x.to(dtype), chain, static)
-        dense, absent = dense_forms(nn.Sequential(*chain * [folded]).to(dtype, memory_format=torch.channels_last), x.to(dtype))
+        module = nn.Sequential(*chain * [folded]).to(dtype, memory_format=torch.channels_last)
+        dense, absent = dense_forms(module, x.to(dtype))
         full = blob(1.0, on_size, 0, batch).to(device)
         differences = {form: difference(call, nn.Sequential(*chain * [block])(x), form) for form, call in dense.items()}
         for share in SHARES:
             mask = blob(share, on_size, len(rows), batch).to(device)
             active, call = mask.float().mean().item(), on(mask)
-            plain = RegionTensor.select(x, Region(mask))
-            for _ in range(chain):
-                plain = block(plain)
+            plain = nn.Sequential(*chain * [block])(RegionTensor.select(x, Region(mask)))
             as_map = lambda found: found[0].scatter(found[1]) if static else found.dense()
             differences["region"] = difference(lambda: as_map(call()), plain.dense(), "region")
-            times = undisturbed({**dense, "all active": on(full), "region": call, **({} if static else _left_out(name, on, mask, chain))}, repeats, device)
-            parts = {key: times.pop(key) for key in list(times) if key.startswith(("without", "calls"))}
+            beside, missing = ready({"spconv": lambda: partial(with_spconv(module, x.to(dtype)), mask)}) if static else (_left_out(name, on, mask, chain), {})
+            differences |= {form: difference(other, plain.rows, form) for form, other in beside.items() if static}
+            times = undisturbed({**dense, "all active": on(full), "region": call, **beside}, repeats, device)
+            parts, absent = {key: float(np.median(times.pop(key))) for key in beside}, absent | missing
             row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": on_size, **compare(times, 1 / active), "differences": {**differences}}
-            rows.append(row | ({} if static else {"gap": _gap(row, parts)}))
+            rows.append(row | ({} if not parts else {"sparse_ms": parts} if static else {"gap": _gap(row, parts)}))
     return write("region", device, {"size": rows[0]["size"], "chain": chain, "repeats": repeats, "absent": absent, "rows": rows}, target)
 
 
-def _gap(row: dict, parts: dict[str, np.ndarray]) -> dict[str, float]:
+def _gap(row: dict, parts: dict[str, float]) -> dict[str, float]:
     """Milliseconds above the ideal (dense x active share), and of these for index building, gathering, and calls."""
-    without = [row["region_ms"], *(float(np.median(parts[key])) for key in ("without index", "without index, gathering"))]
-    return {"all": row["region_ms"] - row["dense_ms"] * row["active"], "index": without[0] - without[1], "gathering": without[1] - without[2],
-            "calls": float(np.median(parts["calls"]))}
+    without = [row["region_ms"], parts["without index"], parts["without index, gathering"]]
+    return {"all": row["region_ms"] - row["dense_ms"] * row["active"], "index": without[0] - without[1], "gathering": without[1] - without[2], "calls": parts["calls"]}
 
 
 @torch.no_grad()

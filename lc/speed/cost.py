@@ -106,7 +106,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 CAPTIONS = {"forms_ms": "milliseconds of every form that was timed", "stage_ms": "milliseconds of each of our stages", "gap": "milliseconds above the ideal",
-            "peak_bytes": "peak memory beyond weights and input, MiB", "differences": "greatest difference from the plain modules' output, as a share of its greatest value"}
+            "sparse_ms": "milliseconds of other code on the same pixels", "peak_bytes": "peak memory beyond weights and input, MiB", "differences": "greatest difference from the plain modules' output, as a share of its greatest value"}
 
 
 def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:

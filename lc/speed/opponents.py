@@ -1,11 +1,16 @@
 """Who regions are timed against: the ways to run a dense network, the fastest of which counts. Optional ones (`pip install .[bench]`)
-are named as absent where they are not installed."""
+are named as absent where they are not installed. On a GPU also spconv, the field's library for sparse convolutions, on the same regions."""
 import io
 from collections.abc import Callable
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+
+from lc import region_conv
+from lc.region import Region, _pair
+from lc.region_conv import RegionTensor
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # greatest difference, of the reference's greatest value
 
@@ -13,15 +18,21 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # 
 def dense_forms(module: nn.Module, x: Tensor) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
     """Calls of a folded dense module on x by form, warmed up, and the forms that cannot run here, with the reason."""
     makers = {"torch.compile": _compiled} | ({"CUDA graph": _graph} if x.is_cuda else {"ONNX Runtime": _onnxruntime, "OpenVINO": _openvino})
-    calls, absent = {"folded": lambda: module(x)}, {}
+    calls, absent = ready({name: partial(make, module, x) for name, make in makers.items()})
+    return {"folded": lambda: module(x), **calls}, absent
+
+
+def ready(makers: dict[str, Callable[[], Callable]]) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    """The calls made, each called once; and of those that cannot be made or called here, the reason."""
+    calls, absent = {}, {}
     for name, make in makers.items():
         try:
-            call = make(module, x)
+            call = make()
             call()
             calls[name] = call
         except ImportError as error:
             absent[name] = f"not installed ({error.name})"
-        except RuntimeError as error:  # no compiler, for one
+        except (RuntimeError, AssertionError) as error:  # no compiler, or no kernel for this dtype
             absent[name] = str(error).strip().split("\n")[0][:150]
     return calls, absent
 
@@ -53,6 +64,33 @@ def _openvino(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     ready = openvino.compile_model(openvino.convert_model(module, example_input=x, input=list(x.shape)), "CPU", settings)
     values = x.contiguous().numpy()
     return lambda: torch.from_numpy(ready(values)[0])
+
+
+def with_spconv(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """From a mask (N, H, W) to the rows (P, O) of a folded module on these pixels of x, its wide windows by spconv's SubMConv2d, which indexes a kind of
+    window once a call; the rest is PyTorch. ImportError without spconv. On more than one thread of a CPU spconv is not to be trusted (results/NOTES.md)."""
+    import spconv.pytorch as spconv
+    compact, layers = region_conv.region_conv2d, {}
+
+    def layer(weight: Tensor, dilation: tuple[int, int]) -> nn.Module:
+        (o, c, *kernel), key = weight.shape, f"{tuple(weight.shape[2:])} {dilation}"
+        made = spconv.SubMConv2d(c, o, kernel, dilation=dilation, bias=False, indice_key=key).to(weight.device, weight.dtype)
+        made.weight = nn.Parameter(weight.permute(0, 2, 3, 1).contiguous(), requires_grad=False)
+        return made
+
+    def convolve(on: RegionTensor, weight: Tensor, bias: Tensor, dilation: int | tuple[int, int] = 1) -> RegionTensor:
+        if weight.shape[2:].numel() == 1:
+            return compact(on, weight, bias)
+        if id(weight) not in layers:
+            layers[id(weight)] = layer(weight, _pair(dilation))
+        images, *grid = on.region.mask.shape
+        pixels = on.region.once(("spconv",), lambda: spconv.SparseConvTensor(on.rows, on.region.mask.nonzero().int().contiguous(), grid, images))
+        return on.with_rows(layers[id(weight)](pixels.replace_feature(on.rows.contiguous())).features + bias)
+
+    def rows(mask: Tensor) -> Tensor:
+        with mock.patch.object(region_conv, "region_conv2d", convolve):
+            return module(RegionTensor.select(x, Region(mask))).rows
+    return rows
 
 
 def difference(call: Callable[[], Tensor], reference: Tensor, name: str) -> float:
