@@ -73,7 +73,7 @@ PROFILES = {p.name: p for p in (
     Profile("camvid-lite", "stand-in", "2 cores", DataConfig("camvid", scale=0.5),
             ModelConfig(width=0.25, blocks=(2, 3, 2), head_width=64),
             TrainConfig(crop=(180, 240), scales=(0.9, 1.2), balance="median", ema=0.995, weight_decay=0.03),
-            epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=35, seeds=(0, 1)),
+            epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=35, seeds=(0, 1, 2)),
     Profile("camvid", "stand-in", "one GPU", DataConfig("camvid"), ModelConfig(),
             TrainConfig(crop=(360, 480), scales=(0.75, 1.5), balance="median", ema=0.995, weight_decay=0.03, exact_labels=True),
             epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6, seeds=(0, 1, 2)),
