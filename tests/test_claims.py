@@ -4,11 +4,12 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lc import paths
-from lc.report import claims, systems, tables
-from lc.experiments import catalogue
+from lc.report import claims, plots, systems, tables, verdicts
+from lc.experiments import catalogue, profile
 from lc.paper import all_published, published
 from tests.conftest import fake_record
 
@@ -86,6 +87,15 @@ def test_difficulty_claims(house):
         claims._count("hardness", record, None)
 
 
+@pytest.mark.parametrize("near, said", [([60, 80, 90], "80 % of HS lies within 2 pixels, where 40 % of all pixels lie"), ([10, 20, 30], "30 % of HS and 40 % of all pixels lie within 3 pixels")])
+def test_hard_pixels_at_boundaries(house, near, said):
+    """The narrowest band that holds the paper's share of HS, or the widest there is."""
+    record = fake_record("camvid-lite", "study-difficulty")
+    record.arrays.update(sets=np.full((1, 3, 3), 100), near=np.array([[[120] * 3, [120] * 3, [3 * n for n in near], [360] * 3]]))
+    ev = tables.Evidence(profile("camvid-lite"), {"study-difficulty": record})
+    assert said in verdicts.difficulty_verdicts(ev)[1]
+
+
 @pytest.mark.parametrize("times, said", [((5, 6, 7, 8, 9, 10), "reproduced"), ((8, 9, 10, 5, 6, 7), "not"), ((5, 6, 9, 8, 9, 10), "not shown")])
 def test_faster_needs_quartiles_apart(house, times, said):
     """Times of two systems count only where their quartiles do not overlap."""
@@ -145,3 +155,11 @@ def test_facts_hold():
     assert claims._fact("label map", "", None) == ("reproduced", "21 x 64 x 64")
     assert claims._fact("voc lists", "", None)[0] == "reproduced"
     assert claims._fact("parameters", "", published("6", "IRNet-LC", "params").value)[0] == "in part"
+
+
+def test_crowded_points_stay_unlabelled():
+    """A label that would lie on another is left out, whichever curve its point is of; the points stay."""
+    from matplotlib.figure import Figure
+    far, near = (pd.DataFrame({"ms": ms, "mIoU": miou}, index=index) for ms, miou, index in (([1.0, 9.0], [10.0, 90.0], ["a", "b"]), ([1.01], [10.1], ["c"])))
+    axes = plots.trade_off({"one": far, "other": near}, "ms", Figure(figsize=(6, 4)).subplots(), "title")
+    assert [text.get_text() for text in axes.texts] == ["a", "b"] and sum(len(line.get_xdata()) for line in axes.lines) == 3

@@ -1,7 +1,9 @@
 """The house keeps its own rules: versions, notebooks, README, and what the Makefile offers."""
 import ast
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -97,3 +99,24 @@ def test_make_help_lists_every_documented_target():
     text = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     for target in ("reproduce", "book", "notebook", "test", "setup", "data", "clean"):
         assert f"make {target}" in text
+
+
+@pytest.mark.parametrize("removed, fetches", [(False, 1), (True, 2)])
+def test_make_data_fetches_again_what_was_removed(removed, fetches, tmp_path):
+    """Data that are there are fetched once; a folder that was removed is fetched again, whatever the manifest says."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True), (tmp_path / "data_scripts").mkdir()
+    for name in ("requirements.lock", "pyproject.toml", "data_scripts/camvid.py", ".venv/.ready"):
+        (tmp_path / name).touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text("""#!/bin/sh
+[ "$1" = -m ] && { echo camvid; exit; }
+echo fetched >> fetches; mkdir -p data/camvid build/data; touch "$5"
+""")
+    python.chmod(0o755)
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "LC_DATA")}
+    for first in (True, False):
+        subprocess.run(["make", "-s", "data"], cwd=tmp_path, env=alone, check=True)
+        if first and removed:
+            shutil.rmtree(tmp_path / "data")
+    assert (tmp_path / "fetches").read_text().split() == fetches * ["fetched"]
