@@ -22,6 +22,7 @@ from lc.errors import InputError
 from lc.networks import build
 from lc.region import Region
 from lc.region_conv import READINGS, RegionTensor
+from lc.report import tables
 from lc.speed import bench, cost, opponents, timing, winograd
 from lc.speed import fast as fast_module
 from lc.speed.fast import FastMixed, FastResidual, prepare
@@ -301,6 +302,46 @@ def test_bench_region(unhurried, tmp_path):
     for row in values["rows"]:
         assert {"folded", "all active", "region"} <= set(row["forms_ms"]) and max(row["differences"].values()) < 1e-4 and set(row["gap"]) == {"all", "index", "gathering", "calls"}
     assert values["absent"]["torch.compile"] == "left out in tests" and values["kind"] == "region" and values["threads"] >= 1
+
+
+def test_cut_off_bench_goes_on(tmp_path):
+    """What was timed is kept for the next call of the same code and values, and for no other; a finished file is timed anew."""
+    settings, timed, cut = [(dtype, 2, (8, 16)) for dtype in (torch.float32, torch.bfloat16, torch.float16)], [], [torch.bfloat16]
+    def rows_of(dtype, batch, size):
+        if dtype in cut:
+            raise KeyboardInterrupt
+        timed.append(str(dtype)[6:])
+        return [{"dtype": timed[-1], "batch": batch, "size": size}], {timed[-1]: "no"}
+    def call(**values):
+        return json.loads(timing.by_setting("region", timing.CPU, settings, rows_of, tmp_path / "x.json", **values).read_text())
+    with pytest.raises(KeyboardInterrupt):
+        call(repeats=3)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["left"] == ["bfloat16, batch 2, 8x16", "float16, batch 2, 8x16"] and len(found["rows"]) == 1 and "bfloat16, batch 2, 8x16 (cut off)" in cost.absentees(found)
+    cut.clear()
+    found = call(repeats=3)
+    assert timed == ["float32", "bfloat16", "float16"] and [row["dtype"] for row in found["rows"]] == timed and found["dtype"] == "float32, bfloat16, float16"
+    assert "left" not in found and set(found["absent"]) == set(timed)
+    call(repeats=3)
+    assert len(timed) == 6
+    cut.append(torch.float16)
+    with pytest.raises(KeyboardInterrupt):
+        call(repeats=3)
+    cut.clear(), call(repeats=4)
+    assert len(timed) == 8 + 3
+
+
+def test_a_file_of_several_settings_is_shown_by_setting(house):
+    """An entry for each, with the setting behind the device; a file without settings stays as it is."""
+    folder = house / "results" / "bench"
+    folder.mkdir(parents=True)
+    rows = [{"dtype": dtype, "batch": 1, "size": [8, 16], "rho": rho} for dtype in ("bfloat16", "float16") for rho in (0.985, 0.8)]
+    (folder / "network-a-gpu.json").write_text(json.dumps({"device": "a GPU", "rows": rows}))
+    (folder / "training-a-gpu.json").write_text(json.dumps({"device": "a GPU", "size": [1, 1], "rows": [{"layer": "whole step"}]}))
+    found = tables.speed_files("network")
+    assert [(bench["device"], list(bench["size"]), bench["rows"]) for bench in found] == [
+        ("a GPU, bfloat16, batch 1, 8x16", [8, 16], rows[:2]), ("a GPU, float16, batch 1, 8x16", [8, 16], rows[2:])]
+    assert tables.speed_files("training")[0]["device"] == "a GPU"
 
 
 def test_bench_network(unhurried, tmp_path):

@@ -193,8 +193,17 @@ def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
 
 
 def speed_files(kind: str, profile_name: str = "") -> list[dict]:
-    """Timing files, one per device: "region", "network", "networks", "training", "loader" and "poster" belong to no profile, "cascade" and "systems" to one."""
-    return [json.loads(path.read_text()) for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json"))]
+    """Timing files, one per device: "region", "network", "networks", "training", "loader" and "poster" belong to no profile, "cascade" and "systems" to one.
+    One whose rows name their setting (dtype, batch, size) becomes an entry for each of them, with the setting behind the device."""
+    found = []
+    for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
+        bench, settings = json.loads(path.read_text()), {}
+        for row in bench["rows"]:
+            settings.setdefault((row["dtype"], row["batch"], *row["size"]) if "dtype" in row else (), []).append(row)
+        for setting, rows in settings.items():
+            named = {"size": setting[2:], "device": "{}, {}, batch {}, {}x{}".format(bench["device"], *setting)} if setting else {}
+            found.append({**bench, "rows": rows, **named})
+    return found
 
 
 def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:

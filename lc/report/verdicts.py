@@ -194,7 +194,8 @@ def _speed_answer(ev: Evidence) -> list[str]:
             for row in rows:
                 found[row["speedup_low"] > 1].setdefault((what, bench["device"]), []).append(f"{row['rho']:g}")
                 sizes.append(row["speedup_high"] >= paper_speedups()[row["rho"]])
-            parts.append(f"The {what} {setting}{bench['size'][0]}x{bench['size'][1]}, {bench['device']}): " + ", ".join(
+            where = bench["device"] if "batch" in bench["device"] else f"{bench['size'][0]}x{bench['size'][1]}, {bench['device']}"
+            parts.append(f"The {what} {setting}{where}): " + ", ".join(
                 f"{row['speedup']:.2f}x at rho = {row['rho']:g}" + (f" (its multiply-adds allow {row['ideal']:.2f}x)" if "ideal" in row else "")
                 for row in rows) + f" over {opponent}")
     faster, slow = (", ".join(f"the {what} at rho = {' and '.join(at)} ({device})" for (what, device), at in found[held].items()) for held in (True, False))

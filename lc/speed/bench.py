@@ -22,12 +22,12 @@ from lc.config import ModelConfig, Phase, TrainConfig
 from lc.data import SPECS, SegmentationSet, TrainingSamples, epoch_loader, to_input
 from lc.experiments import BEST_RHO, SYSTEMS, catalogue, experiment, profile
 from lc.networks import build
-from lc.paper import columns, published
+from lc.paper import columns
 from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast, winograd
 from lc.speed.opponents import dense_forms, difference, ready, with_spconv
-from lc.speed.timing import CPU, alternate, blob, compare, given, undisturbed, write
+from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, shares_left, undisturbed, write
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
 TIMED = {"irnet": "irnet", "vgg16-initial": "vgg16", "resnet101-initial": "resnet101"}  # dense networks: run and name of the row
@@ -112,20 +112,25 @@ def region(target: Path | None = None, device: torch.device = CPU, repeats: int 
            static: bool | None = None, width: float = 1.0) -> Path:
     """IRNet-B and -C blocks, full width: `chain` blocks on one region, index building included, against the dense block. On a CPU also
     the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU), and spconv beside them."""
+    static = device.type == "cuda" if static is None else static
+    rows_of = lambda dtype, batch, size: _block_rows(device, repeats, static, dtype, batch, grid or tuple(side // STRIDE for side in size), chain, width)
+    return by_setting("region", device, SETTINGS[device.type], rows_of, target, chain=chain, repeats=repeats)
+
+
+def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int], chain: int, width: float) -> tuple[list[dict], dict]:
     torch.manual_seed(0)
-    rows, absent, static = [], {}, device.type == "cuda" if static is None else static
-    for (dtype, batch, size), name in itertools.product(SETTINGS[device.type], ("irnet_b", "irnet_c")):
+    rows, absent = [], {}
+    for name in ("irnet_b", "irnet_c"):
         block = irnet(width, (1, 1, 1))[name].eval().requires_grad_(False).to(device)[0]
         folded = fast.fold(block)
-        on_size = grid or tuple(side // STRIDE for side in size)
-        x = torch.randn(batch, block.project.out_channels, *on_size, device=device).to(memory_format=torch.channels_last)
+        x = torch.randn(batch, block.project.out_channels, *size, device=device).to(memory_format=torch.channels_last)
         on = _chain_on(fast.quick(folded), x.to(dtype), chain, static)
         module = nn.Sequential(*chain * [folded]).to(dtype, memory_format=torch.channels_last)
-        dense, absent = dense_forms(module, x.to(dtype))
-        full = blob(1.0, on_size, 0, batch).to(device)
+        dense, missing = dense_forms(module, x.to(dtype))
+        full, absent = blob(1.0, size, 0, batch).to(device), absent | missing
         differences = {form: difference(call, nn.Sequential(*chain * [block])(x), form) for form, call in dense.items()}
         for share in SHARES:
-            mask = blob(share, on_size, len(rows), batch).to(device)
+            mask = blob(share, size, len(rows), batch).to(device)
             active, call = mask.float().mean().item(), on(mask)
             plain = nn.Sequential(*chain * [block])(RegionTensor.select(x, Region(mask)))
             as_map = lambda found: found[0].scatter(found[1]) if static else found.dense()
@@ -134,9 +139,9 @@ def region(target: Path | None = None, device: torch.device = CPU, repeats: int 
             differences |= {form: difference(other, plain.rows, form) for form, other in beside.items() if static}
             times = undisturbed({**dense, "all active": on(full), "region": call, **beside}, repeats, device)
             parts, absent = {key: float(np.median(times.pop(key))) for key in beside}, absent | missing
-            row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": on_size, **compare(times, 1 / active), "differences": {**differences}}
+            row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": size, **compare(times, 1 / active), "differences": {**differences}}
             rows.append(row | ({} if not parts else {"sparse_ms": parts} if static else {"gap": _gap(row, parts)}))
-    return write("region", device, {"size": rows[0]["size"], "chain": chain, "repeats": repeats, "absent": absent, "rows": rows}, target)
+    return rows, absent
 
 
 def _gap(row: dict, parts: dict[str, float]) -> dict[str, float]:
@@ -151,54 +156,39 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
     """The full IRNet-LC at the pixel shares of Table 1 (rho = 0.985 and 0.8), index building and all heads included, against the dense
     network with its last head; random weights, as time does not depend on them. Both sides are compared with the plain modules. OTHERS: LC on
     the backbones of Tables 4 to 6."""
-    rows = []
-    for name in names:
-        found, absent = _network_rows(device, repeats, static, settings or SETTINGS[device.type], {"network": name, **architecture})
-        rows += [{"network": name, **row} for row in found] if names == OTHERS else found
-    return write("networks" if names == OTHERS else "network", device, {"size": rows[0]["size"], "repeats": repeats, "absent": absent, "rows": rows}, target)
+    def rows_of(dtype: torch.dtype, batch: int, size: tuple[int, int]) -> tuple[list[dict], dict]:
+        found = {name: _network_rows(device, repeats, device.type == "cuda" if static is None else static, dtype, batch, size, {"network": name, **architecture}) for name in names}
+        named = [{"network": name, **row} if names == OTHERS else row for name, (rows, _) in found.items() for row in rows]
+        return named, {form: why for _, missing in found.values() for form, why in missing.items()}
+    return by_setting("networks" if names == OTHERS else "network", device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats)
 
 
-def _left(rho: str) -> np.ndarray:
-    """Shares of pixels that reach stages 2 and 3 in Table 1."""
-    return 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
-
-
-def _regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False) -> tuple[list[list[Tensor]], list[float]]:
-    """Masks for stages 2 and 3 in four versions whose sizes differ by 3 % either way, as from image to image: what a library prepares for one
-    size must not be counted as free; and their mean shares. fixed: one version (buffers on a device hold any size)."""
-    scales = (1.0,) if fixed else (0.97, 0.99, 1.01, 1.03)
-    found = [[blob(share * scale, grid, seed, batch).to(device) for share in _left(rho)] for seed, scale in enumerate(scales)]
-    return found, torch.tensor([[mask.float().mean() for mask in masks] for masks in found]).mean(0).tolist()
-
-
-def _network_rows(device: torch.device, repeats: int, static: bool | None, settings: list, architecture: dict) -> tuple[list[dict], dict]:
+def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int], architecture: dict) -> tuple[list[dict], dict]:
     torch.manual_seed(0)
-    rows, absent, static = [], {}, device.type == "cuda" if static is None else static
-    model = build(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    for dtype, batch, size in settings:
-        image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
-        folded, quick = fast.fold(model).to(dtype, memory_format=torch.channels_last), fast.prepare(model)
-        dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image.to(dtype))
-        differences = {form: difference(call, cost.run_dense(model, image), form) for form, call in dense.items()}
-        if not static:
-            dense["all active"] = lambda: cost.run_dense(quick, image)
-        for rho in ("0.985", "0.800"):
-            (regions, shares), on = _regions(rho, grid, batch, device, static), _network_on(model if static else quick, image, dtype, static)
-            calls = [on(masks) for masks in regions]
-            plain = [_network_on(model, image, torch.float32, False)(masks)() for masks in regions]
-            differences["region"] = max(difference(call, wanted, "region") for call, wanted in zip(calls, plain))
-            same = float(np.mean([(wanted.argmax(1) == call().argmax(1)).float().mean().item() for call, wanted in zip(calls, plain)]))
-            everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
-            with given(regions[0]):
-                stages, by_stage = [], {} if static else {"stages": lambda: stages.append(cost.timed_stages(quick, image, 0.5))}
-                times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **by_stage}, repeats, device)
-            times.pop("stages", None)
-            ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
-            rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
-                         **compare(times, ideal), "differences": {**differences},
-                         "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(calls[0], device)}})
-            if stages:
-                rows[-1]["stage_ms"] = (1e3 * np.median(stages[1:], axis=0)).tolist()
+    rows, model = [], build(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
+    folded, quick = fast.fold(model).to(dtype, memory_format=torch.channels_last), fast.prepare(model)
+    dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image.to(dtype))
+    differences = {form: difference(call, cost.run_dense(model, image), form) for form, call in dense.items()}
+    if not static:
+        dense["all active"] = lambda: cost.run_dense(quick, image)
+    for rho in ("0.985", "0.800"):
+        (regions, shares), on = paper_regions(rho, grid, batch, device, static), _network_on(model if static else quick, image, dtype, static)
+        calls = [on(masks) for masks in regions]
+        plain = [_network_on(model, image, torch.float32, False)(masks)() for masks in regions]
+        differences["region"] = max(difference(call, wanted, "region") for call, wanted in zip(calls, plain))
+        same = float(np.mean([(wanted.argmax(1) == call().argmax(1)).float().mean().item() for call, wanted in zip(calls, plain)]))
+        everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
+        with given(regions[0]):
+            stages, by_stage = [], {} if static else {"stages": lambda: stages.append(cost.timed_stages(quick, image, 0.5))}
+            times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **by_stage}, repeats, device)
+        times.pop("stages", None)
+        ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
+        rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
+                     **compare(times, ideal), "differences": {**differences},
+                     "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(calls[0], device)}})
+        if stages:
+            rows[-1]["stage_ms"] = (1e3 * np.median(stages[1:], axis=0)).tolist()
     return rows, absent
 
 
@@ -217,7 +207,7 @@ def systems(profile_name: str, target: Path | None = None, device: torch.device 
 def poster(target: Path | None = None, device: torch.device = CPU, repeats: int = 5) -> Path:
     """The poster's networks at full width on an image of 300x500 pixels, LC at the shares of Table 1; forms as in `systems`."""
     chosen = {**{name: (ModelConfig(name), None) for name in ("vgg16", "resnet101", "irnet")},
-              **{name: (ModelConfig(), _left(rho)) for name, rho in ((f"lc-{BEST_RHO}", BEST_RHO), ("lc-0.800", "0.800"))}}
+              **{name: (ModelConfig(), shares_left(rho)) for name, rho in ((f"lc-{BEST_RHO}", BEST_RHO), ("lc-0.800", "0.800"))}}
     return write("poster", device, _systems_rows(chosen, 21, (300, 500), device, repeats), target)
 
 
@@ -257,7 +247,7 @@ def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: 
 def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (512, 512), batch: int = 1, **architecture) -> Path:
     """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same
     losses; torch.compile of it on a GPU only: on a CPU it took minutes to compile a small network, and made it no faster): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output; head 1, which says where they begin, runs on both sides). Batch norm is fixed (Sec. 3.1).
-    Regions change from step to step (`_regions`), among versions that were all met before, as most have been in a training of thousands of steps."""
+    Regions change from step to step (`paper_regions`), among versions that were all met before, as most have been in a training of thousands of steps."""
     torch.manual_seed(0)
     rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase(freeze_bn=True)
     model = build(21, **architecture).to(device, memory_format=torch.channels_last)
@@ -276,7 +266,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
             optimizer.step()
 
     for (part, net, x), rho in itertools.product((("stages 2-3", later, features), ("whole step", model, image)), ("0.985", "0.800")):
-        regions, left = _regions(rho, grid, batch, device)
+        regions, left = paper_regions(rho, grid, batch, device)
         for masks in regions:
             step(net, x, masks)
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),

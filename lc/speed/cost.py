@@ -123,5 +123,6 @@ def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
 
 
 def absentees(bench: dict) -> str:
-    """Which opponents were not timed, and why, in a sentence."""
-    return "Not timed: " + "; ".join(f"{name} ({why})" for name, why in bench["absent"].items()) + "." if bench["absent"] else "Every opponent ran."
+    """Which opponents were not timed, and why, in a sentence; settings that a call cut off had still to come."""
+    missing = [f"{name} ({why})" for name, why in bench["absent"].items()] + [f"{setting} (cut off)" for setting in bench.get("left", ())]
+    return f"Not timed: {'; '.join(missing)}." if missing else "Every opponent ran."

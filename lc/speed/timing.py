@@ -1,4 +1,5 @@
-"""Timing that holds on a machine with neighbours: contestants take turns, and a time that means nothing is an error."""
+"""Timing that holds on a machine with neighbours: contestants take turns, a time that means nothing is an error, and what is timed is kept;
+and the regions that they are timed on."""
 import itertools
 import json
 import re
@@ -17,6 +18,7 @@ from torch import Tensor
 from lc import paths, records
 from lc.errors import InputError
 from lc.machine import device_name
+from lc.paper import published
 from lc.speed import cost
 
 CPU = torch.device("cpu")
@@ -26,11 +28,38 @@ BUSY = 0.2  # cores that other processes may use meanwhile
 
 def write(kind: str, device: torch.device, values: dict, target: Path | None, folder: Path = paths.ROOT / "results" / "bench") -> Path:
     """The timing file, with device, packages and commit."""
-    values = {"schema": records.SCHEMA, "kind": kind, **records.provenance(device_name(device), "speed/fast", "speed/winograd"),
+    values = {"schema": records.SCHEMA, "kind": kind, **provenance(device),
               "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dtype": "float32", "threads": torch.get_num_threads(), **values}
-    slug = re.sub(r"[^a-z0-9]+", "-", values["device"].lower()).strip("-")
-    target = target or folder / f"{kind}-{slug}.json"
+    target = target or file_of(kind, device, folder)
     records.write_whole(target, (json.dumps(values, indent=1) + "\n").encode())
+    return target
+
+
+def provenance(device: torch.device) -> dict:
+    """`records.provenance` of what is timed on a device."""
+    return records.provenance(device_name(device), "speed/fast", "speed/winograd", *(["speed/kernels"] if device.type == "cuda" else []))
+
+
+def file_of(kind: str, device: torch.device, folder: Path) -> Path:
+    """Where a timing file lies if no place is given."""
+    return folder / f"{kind}-{re.sub(r'[^a-z0-9]+', '-', device_name(device).lower()).strip('-')}.json"
+
+
+def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: Callable, target: Path | None, **values) -> Path:
+    """`write`, after each (dtype, batch, size) of settings, with the rows and the absent opponents that rows_of gives. A call that is cut off loses one
+    setting: its file names those that are left, and the next call of the same code, device and values goes on with them."""
+    target, rows, absent = target or file_of(kind, device, paths.ROOT / "results" / "bench"), [], {}
+    spelt = {f"{str(dtype)[6:]}, batch {batch}, {'x'.join(map(str, size))}": (dtype, batch, size) for dtype, batch, size in settings}
+    left, found = list(spelt), json.loads(target.read_text()) if target.exists() else {}
+    same = {**values, **{key: provenance(device)[key] for key in ("source_hash", "device")}}
+    if set(found.get("left", ())) & set(left) and same.items() <= found.items():
+        left, rows, absent = found["left"], found["rows"], found["absent"]
+        print(f"{target} was cut off; left: {'; '.join(left)}")
+    while left:
+        more, missing = rows_of(*spelt[left.pop(0)])
+        rows, absent = [*rows, *more], absent | missing
+        dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in rows))
+        write(kind, device, {"dtype": dtypes, **values, "absent": absent, "rows": rows, **({"left": left} if left else {})}, target)
     return target
 
 
@@ -41,6 +70,19 @@ def blob(share: float, size: tuple[int, int], seed: int, images: int = 1) -> Ten
     coarse = torch.randn(images, 1, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(seed))
     smooth = F.interpolate(coarse, size, mode="bicubic")[:, 0]
     return smooth < np.quantile(smooth.numpy(), share)
+
+
+def shares_left(rho: str) -> np.ndarray:
+    """Shares of pixels that reach stages 2 and 3 in Table 1."""
+    return 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
+
+
+def paper_regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False) -> tuple[list[list[Tensor]], list[float]]:
+    """Masks for stages 2 and 3 in four versions whose sizes differ by 3 % either way, as from image to image: what a library prepares for one
+    size must not be counted as free; and their mean shares. fixed: one version (buffers on a device hold any size)."""
+    scales = (1.0,) if fixed else (0.97, 0.99, 1.01, 1.03)
+    found = [[blob(share * scale, grid, seed, batch).to(device) for share in shares_left(rho)] for seed, scale in enumerate(scales)]
+    return found, torch.tensor([[mask.float().mean() for mask in masks] for masks in found]).mean(0).tolist()
 
 
 @contextmanager
