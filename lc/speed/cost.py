@@ -118,7 +118,7 @@ def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
         pd.Series({f"stage {i}": v for i, v in enumerate(found, start=1)})
     found = {part: pd.DataFrame([named(part, row[part]) for row in bench["rows"]]).set_axis(index) for part in parts if part in bench["rows"][0]}
     for part, frame in found.items():
-        frame.attrs["caption"] = CAPTIONS[part]
+        frame.attrs["caption"] = f"{bench['device']}: {CAPTIONS[part]}"
     return list(found.values())
 
 
