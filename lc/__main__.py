@@ -124,7 +124,8 @@ def train(args) -> None:
 def bench(args) -> None:
     """Time against the fastest dense form, and write a file that names the device: a trained cascade at each rho (default), single blocks
     on regions (`region`), the full network (`network`), LC on timm's (`networks`) and a training step (`training`) at the paper's pixel shares,
-    the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`)."""
+    the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`). On a GPU, blocks and networks are
+    timed in eight settings (dtype, batch, size); a call that is cut off goes on with those that are left."""
     from lc.speed import bench as timing
     device, chosen = _device(args.device), {"repeats": args.repeats} if args.repeats else {}
     name, _ = _resolve(args.profile)
