@@ -167,7 +167,7 @@ def _why(p: Profile) -> list[Experiment]:
     everywhere = [Experiment(name, f"LC, later stages compute every cell; easy ones keep {weight:g} of the loss", replace(
         _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE)), 0, sweep=False, group="why", control="dsn")
         for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
-    return [*halos, *readings, *everywhere, *pairs, *_pretrained(p), *_large(p)]
+    return [*halos, *readings, *everywhere, *pairs, *_pretrained(p), *_larger(p)]
 
 
 def _pretrained(p: Profile) -> list[Experiment]:
@@ -179,12 +179,13 @@ def _pretrained(p: Profile) -> list[Experiment]:
             *_pair(p, "pretrained", "pretrained on procedural images", replace(_initial(p, p.seeds[0]), start=first))]
 
 
-def _large(p: Profile) -> list[Experiment]:
-    """DSN and LC on images of their own size, where the profile shrinks them."""
-    if p.data.scale >= 1 or p.data.name == "shapes":
+def _larger(p: Profile) -> list[Experiment]:
+    """DSN and LC on images of their own size, and with twice the channels, where the profile shrinks them."""
+    if p.data.name == "shapes":
         return []
-    crop = tuple(round(side / p.data.scale) for side in p.train.crop)
-    return _pair(p, "large", "images of their own size", replace(_initial(p, p.seeds[0]), data=replace(p.data, scale=1.0), train=replace(p.train, crop=crop)))
+    initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
+    return [*(_pair(p, "large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train)) if p.data.scale < 1 else []),
+            *(_pair(p, "wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width))) if p.model.width < 1 else [])]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig) -> list[Experiment]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lc import metrics
-from lc.report import systems, tables, verdicts, why
+from lc.report import claims, systems, tables, verdicts, why
 from lc.report.tables import Evidence, draws, profile
 from tests.conftest import fake_record
 
@@ -115,21 +115,37 @@ def test_seeds_have_a_mean(house):
     ev.records.update(evidence(dsn_large=0, lc_large=40).records)
     larger = verdicts.difference(ev, "lc-large", "dsn-large", "val").short
     assert f"On images of 8x9, LC - DSN: {larger} (val), " in verdicts.answers(ev)[0] and larger.startswith("+")
+    ev.records.update(evidence(dsn_wide=0, lc_wide=40).records)
+    assert re.search(r"With [\d.]+ M parameters, LC - DSN: \+", verdicts.answers(ev)[0])
 
 
-@pytest.mark.parametrize("full, small, word", [
-    ((1.9, 2.9), (1.9, 2.9), "Yes."), ((1.2, 1.5), (1.2, 1.5), "In direction, not in size."), ((0.9, 0.8), (0.9, 0.8), "No."),
-    ((1.2, 1.5), (0.9, 1.1), "In part: yes for the full-width network at rho = 0.985 and 0.8 (that CPU), the small trained LC at rho = 0.8 (that CPU); "
-     "not for the small trained LC at rho = 0.985 (that CPU)."),
-    ((0.8, 1.5), (0.9, 1.1), "In part: yes for the full-width network at rho = 0.8 (that CPU), the small trained LC at rho = 0.8 (that CPU); "
-     "not for the full-width network at rho = 0.985 (that CPU), the small trained LC at rho = 0.985 (that CPU).")])
-def test_the_answer_on_speed_names_what_got_no_faster(house, monkeypatch, full, small, word):
-    """Yes only where every row reaches the paper's factor, No where none gained."""
+@pytest.mark.parametrize("full, small, word, counts", [
+    ((1.9, 2.9), (1.9, 2.9), "Yes.", (2, 2)), ((1.2, 1.5), (1.2, 1.5), "In direction, not in size.", (2, 2)), ((0.9, 0.8), (0.9, 0.8), "No.", (0, 0)),
+    ((1.2, 1.5), (0.9, 1.1), "In part.", (2, 1)), ((0.8, 1.5), (0.9, 0.8), "In part.", (1, 0))])
+def test_the_answer_on_speed(house, monkeypatch, full, small, word, counts):
+    """Yes only where every row reaches the paper's factor, No where none gained; each network by itself."""
     rows = {"network": full, "cascade": small}
-    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"size": (1, 1), "device": "that CPU", "rows": [
+    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "that CPU", "where": "that CPU, as set", "rows": [
         {"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 3} for rho, v in zip((0.985, 0.8), rows[kind])]}])
     answer = verdicts.answers(evidence(initial=0, irnet=0, dsn=0, lc_0p985=0))[1]
-    assert answer.startswith(f"**Did the speed gain hold? {word}**")
+    assert answer.startswith(f"**Did the speed gain hold? {word}**") and re.findall(r"faster in (\d) of 2", answer) == [str(n) for n in counts]
+    assert f"{full[0]:.2f}x at rho = 0.985, {full[1]:.2f}x at rho = 0.8;" in answer and f"{small[0]:.2f}x at rho = 0.985" in answer
+
+
+def test_many_settings_are_one_sentence(house, monkeypatch):
+    """Spans over the settings of a device, and in how many of them the network is faster; the table has a row for each; a claim needs all of them."""
+    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a GPU", "where": f"a GPU, batch {batch}", "rows": [
+        {"rho": rho, "speedup": v, "speedup_low": v - 0.1, "speedup_high": v + 0.1, "ideal": 3}
+        for rho, v in ((0.985, 0.8 + 0.2 * batch), (0.8, 2.0))]} for batch in (1, 16) if kind == "network"])
+    ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
+    assert verdicts.answers(ev)[1].startswith(
+        "**Did the speed gain hold? In part.** The full-width network at the paper's pixel shares (random weights), over the fastest dense form: "
+        "1.00x to 4.00x at rho = 0.985, 2.00x at rho = 0.8; faster in 3 of 4 timings (lower")
+    assert list(verdicts.speedups(ev)[0]["device"]) == ["a GPU, batch 1"] * 2 + ["a GPU, batch 16"] * 2
+    monkeypatch.setattr(claims, "speed_files", verdicts.speed_files)
+    assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
+    monkeypatch.setattr(claims, "speed_files", lambda _: [])
+    assert claims._fact("speed", "0.985", None) == ("open", "not run")
 
 
 def test_a_data_set_without_test_labels(house):
@@ -177,7 +193,7 @@ def test_times_reach_the_tables(house, monkeypatch):
     folder = house / "results" / "camvid-lite" / "bench"
     folder.mkdir(parents=True)
     rows = [{"system": "segnet", "ms": 8.0, "ms_low": 7, "ms_high": 9, "parameters": 5}]
-    (folder / "systems-test.json").write_text(json.dumps({"device": "test", "rows": rows}))
+    (folder / "systems-test.json").write_text(json.dumps({"device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": rows}))
     ev = evidence(dsn=0, lc_0p985=40)
     ev.records["segnet"] = fake_record("camvid-lite", "irnet", parameters=5_000_000)
     ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["LC", "LC, CRF", "LC, CRF, flip", "DSN"], "miou": [0.5, 0.6, 0.65, 0.7], "seconds": [1, 2, 3, 4]})
@@ -186,7 +202,7 @@ def test_times_reach_the_tables(house, monkeypatch):
     poster = "full width, random weights"
     assert systems.table(ev, "poster")[0][poster].isna().all(axis=None)
     (house / "results" / "bench").mkdir()
-    (house / "results" / "bench" / "poster-test.json").write_text(json.dumps({"device": "test", "rows": [{**rows[0], "system": "vgg16", "ms": 20.0}]}))
+    (house / "results" / "bench" / "poster-test.json").write_text(json.dumps({"device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": [{**rows[0], "system": "vgg16", "ms": 20.0}]}))
     assert list(systems.table(ev, "poster")[0][poster].loc["VGG16"]) == [5e-6, 20, 50]
     assert list(systems.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val"]]) == ["study-crf: LC, CRF", 60]
     bench = {"experiment": "lc-0.985", "device": "test", "rows": [{"rho": rho, "ms": 1, "ms_low": 1, "ms_high": 1, "speedup": 1, "stage_ms": [1]}

@@ -193,16 +193,15 @@ def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
 
 
 def speed_files(kind: str, profile_name: str = "") -> list[dict]:
-    """Timing files, one per device: "region", "network", "networks", "training", "loader" and "poster" belong to no profile, "cascade" and "systems" to one.
-    One whose rows name their setting (dtype, batch, size) becomes an entry for each of them, with the setting behind the device."""
+    """Timing files: "region", "network", "networks", "training", "loader" and "poster" belong to no profile, "cascade" and "systems" to one.
+    An entry for each device and setting: "where" names the device, the dtype, the batch and the image's size."""
     found = []
     for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
         bench, settings = json.loads(path.read_text()), {}
         for row in bench["rows"]:
-            settings.setdefault((row["dtype"], row["batch"], *row["size"]) if "dtype" in row else (), []).append(row)
-        for setting, rows in settings.items():
-            named = {"size": setting[2:], "device": "{}, {}, batch {}, {}x{}".format(bench["device"], *setting)} if setting else {}
-            found.append({**bench, "rows": rows, **named})
+            dtype, batch, size = ({**bench, **row}[key] for key in ("dtype", "batch", "size"))
+            settings.setdefault(f"{bench['device']}, {dtype}, batch {batch}, {size[0]}x{size[1]}", []).append(row)
+        found += [{**bench, "rows": rows, "where": where} for where, rows in settings.items()]
     return found
 
 

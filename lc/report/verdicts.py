@@ -15,6 +15,8 @@ METHOD_CLAIMS = (("DSN", "IRNet", "Deep supervision alone gains little over IRNe
                  ("LC", "DSN", "Layer cascade gains over DSN."), ("LC", "IRNet", "Layer cascade gains over IRNet."))
 
 SMALL = 0.5  # points of mIoU
+TIMED = {"full-width network": "at the paper's pixel shares (random weights), over the fastest dense form",  # what is timed, how, and its opponent
+         "small trained LC": "of these pages, over its dense form"}
 
 
 @dataclass(frozen=True)
@@ -150,16 +152,6 @@ def paper_speedups() -> dict[float, float]:
     return {0.985: fps["LC"], 0.8: fps["LC (fast)"]}
 
 
-def speed_verdicts() -> list[str]:
-    """The full network at the paper's pixel shares, as sentences."""
-    return [f"At the pixel shares of rho = {row['rho']:g} ({' and '.join(f'{100 * a:.0f} %' for a in row['active'])} active in stages 2 and 3) "
-            f"the full IRNet-LC takes {row['region_ms']:.0f} ms where the fastest dense form takes {row['dense_ms']:.0f} ms: "
-            f"**{row['speedup']:.2f}x** [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}], {100 * row['ratio']:.0f} % of the "
-            f"{row['ideal']:.2f}x that its multiply-adds allow. "
-            f"The paper: {paper_speedups()[row['rho']]:.2f}x ({bench['device']}; quartiles in brackets)."
-            for bench in speed_files("network") for row in bench["rows"]]
-
-
 def answers(ev: Evidence) -> list[str]:
     """The first page in three sentences: did the accuracy gain hold, did the speed gain, and how far these numbers reach."""
     if ev.profile.tier == "smoke" or not {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(ev.records):
@@ -170,10 +162,10 @@ def answers(ev: Evidence) -> list[str]:
         found = [difference(ev, METHODS["LC"], METHODS[other], split) for split in ev.splits]
         kinds |= {d.verdict(claimed).split(":")[0] for d in found}
         parts.append(f"LC - {other}: {', '.join(f'{d.short} ({d.split})' for d in found)}; paper: {claimed:+.2f}")
-    parts += [*_over_seeds(ev), *_on_larger_images(ev)]
+    parts += [*_over_seeds(ev), *_in_larger_runs(ev)]
     short = {"reproduced": "Yes", "in part": "In direction, not in size", "not": "No, LC is less accurate here", "not shown": "Not shown"}
     word = short[kinds.pop()] if len(kinds) == 1 else "Not throughout"
-    return [f"**Did the accuracy gain hold? {word}.** {ev.label}. {'. '.join(parts)}.", *_speed_answer(ev), _scope(ev)]
+    return [f"**Did the accuracy gain hold? {word}.** {ev.label}. {'. '.join(parts)}.", *speed_answer(ev), _scope(ev)]
 
 
 def _over_seeds(ev: Evidence) -> list[str]:
@@ -184,32 +176,35 @@ def _over_seeds(ev: Evidence) -> list[str]:
         f"{row['mean']} ({split}; seeds {row['apart']} apart)" for split, row in found.iterrows()) for other, found in rows.items() if (found["seeds"] > 1).all()]
 
 
-def _speed_answer(ev: Evidence) -> list[str]:
-    found, sizes, parts = {True: {}, False: {}}, [], []  # what is faster, what not, at which rho; whether by as much as the paper's
-    for what, setting, opponent, benches in (
-            ("full-width network", "at the paper's pixel shares (random weights, ", "the fastest dense form", speed_files("network")),
-            ("small trained LC", "whose accuracy is given above (", "its dense form", speed_files("cascade", ev.profile.name))):
-        for bench in benches:
-            rows = [row for row in bench["rows"] if row["rho"] in paper_speedups()]
-            for row in rows:
-                found[row["speedup_low"] > 1].setdefault((what, bench["device"]), []).append(f"{row['rho']:g}")
-                sizes.append(row["speedup_high"] >= paper_speedups()[row["rho"]])
-            where = bench["device"] if "batch" in bench["device"] else f"{bench['size'][0]}x{bench['size'][1]}, {bench['device']}"
-            parts.append(f"The {what} {setting}{where}): " + ", ".join(
-                f"{row['speedup']:.2f}x at rho = {row['rho']:g}" + (f" (its multiply-adds allow {row['ideal']:.2f}x)" if "ideal" in row else "")
-                for row in rows) + f" over {opponent}")
-    faster, slow = (", ".join(f"the {what} at rho = {' and '.join(at)} ({device})" for (what, device), at in found[held].items()) for held in (True, False))
-    word = f"In part: yes for {faster}; not for {slow}" if faster and slow else "No" if slow else "Yes" if all(sizes) else "In direction, not in size"
-    paper = " and ".join(f"{value:.2f}x" for value in paper_speedups().values())
-    return [f"**Did the speed gain hold? {word}.** {'. '.join(parts)}. The paper's frame rates (Titan X) give {paper}."] if sizes else []
+def _speedups(ev: Evidence) -> pd.DataFrame:
+    """Every measured speed-up of LC at the paper's two rho: a row for each network, device, setting and rho."""
+    return pd.DataFrame([{"network": network, "dense_form": "folded", "ideal": np.nan, **row, "device": bench["device"], "where": bench["where"]}
+                         for network, kind, name in zip(TIMED, ("network", "cascade"), ("", ev.profile.name))
+                         for bench in speed_files(kind, name) for row in bench["rows"] if row["rho"] in paper_speedups()])
 
 
-def _on_larger_images(ev: Evidence) -> list[str]:
-    """The gain of LC where images keep their own size, if the profile shrinks them and these runs are here."""
-    if not {"lc-large", "dsn-large"} <= set(ev.records):
+def speed_answer(ev: Evidence) -> list[str]:
+    """Whether the paper's two factors held, as a sentence; none without a timing. Each timing is a row of `speedups`."""
+    timed, parts = _speedups(ev), []
+    if timed.empty:
         return []
-    found = [difference(ev, "lc-large", "dsn-large", split) for split in ev.splits]
-    return [f"On images of {'x'.join(map(str, ev['lc-large']['data']['size']))}, LC - DSN: {', '.join(f'{d.short} ({d.split})' for d in found)}"]
+    faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
+    for network, rows in timed.groupby("network", sort=False):
+        spans = [f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}" for rho, at in rows.groupby("rho", sort=False)["speedup"]]
+        parts.append(f"The {network} {TIMED[network]}: {', '.join(spans)}; faster in {faster[rows.index].sum()} of {len(rows)} timings")
+    word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
+    paper = " and ".join(f"{value:.2f}x" for value in paper_speedups().values())
+    return [f"**Did the speed gain hold? {word}.** {'. '.join(parts)} (lower quartile above 1; each is a row of the table). The paper's frame rates (Titan X) give {paper}."]
+
+
+def _in_larger_runs(ev: Evidence) -> list[str]:
+    """The gain of LC on images of their own size and with a wider network, where these runs are here."""
+    heads, parts = {"large": lambda r: f"On images of {'x'.join(map(str, r['data']['size']))}", "wide": lambda r: f"With {r['parameters'] / 1e6:.2f} M parameters"}, []
+    for name, head in heads.items():
+        if {f"lc-{name}", f"dsn-{name}"} <= set(ev.records):
+            found = [difference(ev, f"lc-{name}", f"dsn-{name}", split) for split in ev.splits]
+            parts.append(f"{head(ev[f'lc-{name}'])}, LC - DSN: {', '.join(f'{d.short} ({d.split})' for d in found)}")
+    return parts
 
 
 def _scope(ev: Evidence) -> str:
@@ -229,12 +224,10 @@ def gains(ev: Evidence) -> list[pd.DataFrame]:
 
 def speedups(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two thresholds: setting, device, opponent, ours and what the multiply-adds allow."""
-    found = [("full-width network, pixel shares of Table 1", bench, row) for bench in speed_files("network") for row in bench["rows"]]
-    found += [(f"trained cascade, {ev.label}", bench, row) for bench in speed_files("cascade", ev.profile.name) for row in bench["rows"]]
-    rows = [{"setting": setting, "device": bench["device"], "opponent": row.get("dense_form", "folded"), "rho": f"{row['rho']:g}",
-             "speed-up": f"{row['speedup']:.2f}x [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]",
-             "multiply-adds allow": f"{row['ideal']:.2f}x" if "ideal" in row else None, "paper's frame rates": f"{paper_speedups()[row['rho']]:.2f}x"}
-            for setting, bench, row in found if row["rho"] in paper_speedups()]
+    settings = dict(zip(TIMED, ("full-width network, pixel shares of Table 1", f"trained cascade, {ev.label}")))
+    rows = [{"setting": settings[row.network], "device": row.where, "opponent": row.dense_form, "rho": f"{row.rho:g}", "speed-up": f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
+             "multiply-adds allow": f"{row.ideal:.2f}x" if row.ideal == row.ideal else None, "paper's frame rates": f"{paper_speedups()[row.rho]:.2f}x"}
+            for row in _speedups(ev).itertuples()]
     return [pd.DataFrame(rows).set_index("setting")] if rows else []
 
 

@@ -21,7 +21,8 @@ BEFORE = {"lc-easy": "lc-everywhere"}  # what a change is counted from, where no
 CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
           "lc-dense-read": "zeros where a window could read the stage's input", "lc-features": "zeros where it could read features of the stage before",
           "lc-interpolated": "zeros where it could read an interpolation of the region (ADP-C)", "lc-long": "too short a cascade training",
-          "lc-pretrained": "random weights at the start (pretrained on procedural images instead)", "lc-large": "small images (twice the sides instead)", "lc-fast": "too low a learning rate",
+          "lc-pretrained": "random weights at the start (pretrained on procedural images instead)", "lc-large": "small images (twice the sides instead)",
+          "lc-wide": "a narrow network (twice the width instead)", "lc-fast": "too low a learning rate",
           "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms", "lc-no-hs": "a loss on pixels that are wrong and confident (HS; left out instead)",
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)", "aspp-lc": "heads with a small field of view (ASPP instead)"}

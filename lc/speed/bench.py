@@ -258,12 +258,12 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
     features = model.stages[0](image).detach().requires_grad_()
 
     def step(net: LayerCascade, x: Tensor, masks: list[Tensor] | None, form: Callable | None = None) -> None:
-        optimizer.zero_grad(set_to_none=True)
         with given(masks):
             out = (net if form is None else form)(x, 0.5 if masks else 1.0)
         cascade_loss(out, label, (1, 2, 3) if net is model else (2, 3)).backward()
         if net is model:
             optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # last, so that gradients count as memory of the step
 
     for (part, net, x), rho in itertools.product((("stages 2-3", later, features), ("whole step", model, image)), ("0.985", "0.800")):
         regions, left = paper_regions(rho, grid, batch, device)

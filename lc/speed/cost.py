@@ -89,7 +89,7 @@ def run_dense(model: LayerCascade, image: Tensor) -> Tensor:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Greatest memory of one call beyond what was held before it: of the CUDA allocator, or of PyTorch's CPU allocator as its profiler
+    """Greatest memory of one call, which keeps nothing, beyond what was held before it: of the CUDA allocator, or of PyTorch's CPU allocator as its profiler
     logs it (buffers inside oneDNN and other libraries are not seen)."""
     call()
     if device.type == "cuda":
@@ -101,8 +101,9 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
     with tempfile.TemporaryDirectory() as folder:
         profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    return max((event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]"), default=0)
+        found = sorted((e for e in json.loads(Path(folder, "trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"), key=lambda e: e["ts"])
+    totals = [event["args"]["Total Allocated"] for event in found] or [0]
+    return max(totals) - sum(event["args"]["Total Allocated"] - event["args"]["Bytes"] for event in found[:1])  # less what earlier profiles saw and nobody freed
 
 
 CAPTIONS = {"forms_ms": "milliseconds of every form that was timed", "stage_ms": "milliseconds of each of our stages", "gap": "milliseconds above the ideal",
@@ -118,7 +119,7 @@ def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
         pd.Series({f"stage {i}": v for i, v in enumerate(found, start=1)})
     found = {part: pd.DataFrame([named(part, row[part]) for row in bench["rows"]]).set_axis(index) for part in parts if part in bench["rows"][0]}
     for part, frame in found.items():
-        frame.attrs["caption"] = f"{bench['device']}: {CAPTIONS[part]}"
+        frame.attrs["caption"] = f"{bench['where']}: {CAPTIONS[part]}"
     return list(found.values())
 
 
