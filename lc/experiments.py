@@ -67,9 +67,9 @@ PROFILES = {p.name: p for p in (
     Profile("smoke", "smoke", "tests: the whole chain in about two minutes on 2 cores", DataConfig("shapes", 0.5, limit=12),
             ModelConfig(width=0.125, blocks=(1, 1, 1), head_width=16), TrainConfig(batch_size=6, crop=(64, 64)),
             epochs=2, cascade_epochs=1, lr=3e-3, cascade_lr=1e-3, epoch_seconds=0.5),
-    Profile("shapes", "stand-in", "2 cores, no download", DataConfig("shapes", limit=336),
+    Profile("shapes", "stand-in", "2 cores, no download", DataConfig("shapes", limit=224),
             ModelConfig(width=0.125, blocks=(1, 2, 1), head_width=32), TrainConfig(batch_size=16, crop=(128, 128), jitter=0.2),
-            epochs=7, cascade_epochs=2, lr=6e-3, cascade_lr=2e-3, epoch_seconds=8),
+            epochs=7, cascade_epochs=2, lr=6e-3, cascade_lr=2e-3, epoch_seconds=5.5),
     Profile("camvid-lite", "stand-in", "2 cores", DataConfig("camvid", scale=0.5),
             ModelConfig(width=0.25, blocks=(2, 3, 2), head_width=64),
             TrainConfig(crop=(180, 240), scales=(0.9, 1.2), balance="median", ema=0.995, weight_decay=0.03),
@@ -181,11 +181,9 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 def _larger(p: Profile) -> list[Experiment]:
     """DSN and LC on images of their own size, and with twice the channels, where the profile shrinks them."""
-    if p.data.name == "shapes":
-        return []
-    initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
-    return [*(_pair(p, "large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train)) if p.data.scale < 1 else []),
-            *(_pair(p, "wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width))) if p.model.width < 1 else [])]
+    initial, train, real = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop)), p.data.name != "shapes"
+    return [*(_pair(p, "large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train)) if real and p.data.scale < 1 else []),
+            *(_pair(p, "wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width))) if real and p.model.width < 1 else [])]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig) -> list[Experiment]:
