@@ -119,6 +119,20 @@ def test_seeds_have_a_mean(house):
     assert re.search(r"With [\d.]+ M parameters, LC - DSN: \+", verdicts.answers(ev)[0])
 
 
+@pytest.mark.parametrize("scores, said", [((50, 51, 49.9), "1.30x, at rho = 0.995;"), ((50, 49, 49.9), "no speed-up, as the best below rho = 1 is 49.90 %, at 0.985;"),
+                                          ((50, 50, 50), "1.60x, at rho = 0.985;")])
+def test_speed_at_equal_accuracy(house, monkeypatch, scores, said):
+    """The fastest rho below 1 whose mIoU is the DSN's or more; what is fast and worse does not count."""
+    ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
+    sweep = dict(zip(tables.columns("1", "mIoU"), [s / 100 for s in scores] + [0.4] * 5))
+    ev["lc-0.985"].values["sweep"] = [{"decided": [0, 0, 1], "miou": score} for score in sweep.values()]
+    rows = [{"rho": float(rho), "speedup": v, "speedup_low": v, "speedup_high": v} for rho, v in zip(sweep, (1, 1.3, 1.6, 2, 2, 2, 2, 3))]
+    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "experiment": "lc-0.985", "rows": rows}] * (kind == "cascade"))
+    assert f"At equal accuracy (the DSN's 50.00 % on val, or more; a CPU, as set): {said}" in verdicts.answers(ev)[1]
+    del ev.records["dsn"]
+    assert "equal" not in verdicts.speed_answer(ev)[0]
+
+
 @pytest.mark.parametrize("full, small, word, counts", [
     ((1.9, 2.9), (1.9, 2.9), "Yes.", (2, 2)), ((1.2, 1.5), (1.2, 1.5), "In direction, not in size.", (2, 2)), ((0.9, 0.8), (0.9, 0.8), "No.", (0, 0)),
     ((1.2, 1.5), (0.9, 1.1), "In part.", (2, 1)), ((0.8, 1.5), (0.9, 0.8), "In part.", (1, 0))])
@@ -127,6 +141,7 @@ def test_the_answer_on_speed(house, monkeypatch, full, small, word, counts):
     rows = {"network": full, "cascade": small}
     monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "that CPU", "where": "that CPU, as set", "rows": [
         {"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 3} for rho, v in zip((0.985, 0.8), rows[kind])]}])
+    monkeypatch.setattr(verdicts, "_equal_accuracy", lambda ev: "")
     answer = verdicts.answers(evidence(initial=0, irnet=0, dsn=0, lc_0p985=0))[1]
     assert answer.startswith(f"**Did the speed gain hold? {word}**") and re.findall(r"faster in (\d) of 2", answer) == [str(n) for n in counts]
     assert f"{full[0]:.2f}x at rho = 0.985, {full[1]:.2f}x at rho = 0.8;" in answer and f"{small[0]:.2f}x at rho = 0.985" in answer
@@ -141,7 +156,9 @@ def test_many_settings_are_one_sentence(house, monkeypatch):
     assert verdicts.answers(ev)[1].startswith(
         "**Did the speed gain hold? In part.** The full-width network at the paper's pixel shares (random weights), over the fastest dense form: "
         "1.00x to 4.00x at rho = 0.985, 2.00x at rho = 0.8; faster in 3 of 4 timings (lower")
-    assert list(verdicts.speedups(ev)[0]["device"]) == ["a GPU, batch 1"] * 2 + ["a GPU, batch 16"] * 2
+    table = verdicts.speedups(ev)[0]["rho = 0.985"]
+    assert [index.split(": ")[-1] for index in table.index] == ["the paper's frame rates, Titan X", "a GPU, batch 1", "a GPU, batch 16"]
+    assert list(table["speed-up"]) == ["1.63x", "1.00x [0.90, 1.10]", "4.00x [3.90, 4.10]"] and list(table["multiply-adds allow"])[1:] == ["3.00x"] * 2
     monkeypatch.setattr(claims, "speed_files", verdicts.speed_files)
     assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
     monkeypatch.setattr(claims, "speed_files", lambda _: [])

@@ -176,7 +176,9 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
             total, heads = (sum(r["parameters"] for r in rows if r["component"].startswith(start)) / 1e6 for start in ("", "head"))
             return _grade(abs(total - claimed) < 0.05, True), f"{total - heads:.2f} M, and {heads:.2f} M in heads of an assumed width"
         case "training":
-            return _training()
+            rows = [row for bench in speed_files("training") for row in bench["rows"] if row["layer"] == "whole step"]
+            return _grade(False, bool(rows) and all(row["speedup_low"] > 1 for row in rows)) if rows else "open", "a step: " + ", ".join(
+                f"{row['speedup']:.2f}x at rho = {row['rho']:g}" for row in rows) + "; time to equal accuracy not tested, no size is claimed"
         case "stage parameters":
             rows = components(build_irnet_lc(21), (512, 512))
             millions = [sum(r["parameters"] for r in rows if r["stage"] == stage) / 1e6 for stage in (1, 2, 3)]
@@ -191,12 +193,6 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
             low, high = min(row["speedup_low"] for row in rows), min(row["speedup_high"] for row in rows)
             return "not shown" if low <= 1 < high else _grade(high >= paper, low > 1), "full network at the paper's pixel shares, " + "; ".join(
                 f"{row['speedup']:.2f}x ({row['where']}; ideal {row['ideal']:.2f}x)" for row in rows) + f"; paper {paper:.2f}x"
-
-
-def _training() -> tuple[str, str]:
-    rows = [row for bench in speed_files("training") for row in bench["rows"] if row["layer"] == "whole step"]
-    return _grade(False, bool(rows) and all(row["speedup_low"] > 1 for row in rows)) if rows else "open", "a step: " + ", ".join(
-        f"{row['speedup']:.2f}x at rho = {row['rho']:g}" for row in rows) + "; time to equal accuracy not tested, no size is claimed"
 
 
 def voc_labels() -> dict:

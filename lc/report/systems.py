@@ -29,16 +29,11 @@ def made_from(table: str) -> dict[str, list[str]]:
     return {row["row"]: row["on"].split() for row in listed("coverage") if row["where"] == where}
 
 
-def timed(ev: Evidence, kind: str) -> pd.DataFrame:
-    """The timing file that words of a kind (time, poster) speak of."""
-    return system_times(ev.profile.name if kind == "time" else "")
-
-
 def missing(ev: Evidence, word: str) -> bool:
     """Whether what a word of results/coverage.csv names is not there."""
     kind, _, name = word.partition(":")
     if kind in ("time", "poster"):
-        return name not in timed(ev, kind).index
+        return name not in system_times(ev.profile.name if kind == "time" else "").index
     if kind == "bench":
         return not speed_files(name, ev.profile.name if name in ("cascade", "systems") else "")
     if kind == "labels":
@@ -81,7 +76,8 @@ def numbers(ev: Evidence, made: list[str]) -> dict:
     elif ":" not in name:
         cells["run"] = f"{name}: {MISSING}"
     for kind, _, system in (word.partition(":") for word in made if ":" in word and not missing(ev, word)):
-        cells = {"M parameters": timed(ev, kind)["parameters"][system] / 1e6, **cells, "ms": timed(ev, kind)["ms"][system]}
+        row = system_times(ev.profile.name if kind == "time" else "").loc[system]
+        cells = {"M parameters": row["parameters"] / 1e6, **cells, "ms": row["ms"]}
     return cells | ({"images/s": 1000 / cells["ms"]} if "ms" in cells else {})
 
 
