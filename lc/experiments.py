@@ -236,7 +236,7 @@ def _minutes(entry: Experiment, p: Profile) -> float:
     if entry.study:
         return 3 * p.epoch_seconds / 60
     epochs = sum(phase.epochs for phase in entry.run.phases)
-    larger = math.prod(entry.run.train.crop) / math.prod(p.train.crop)
+    larger = math.prod(entry.run.train.crop) / math.prod(p.train.crop) * entry.run.model.width / p.model.width
     return (epochs * p.epoch_seconds + (10 if entry.sweep else 2) * p.epoch_seconds / 4) * larger / 60
 
 

@@ -33,6 +33,17 @@ def test_no_two_experiments_share_a_run():
         assert all(published(*cell).value is not None for e in entries.values() for cell in e.cells)
 
 
+def test_larger_runs_are_changed_in_one_thing_and_take_longer():
+    """Where the profile shrinks images and network: images of their own size, twice the channels; elsewhere neither."""
+    entries = catalogue("camvid-lite")
+    plain, large, wide = (entries[name].run for name in ("lc-0.985", "lc-large", "lc-wide"))
+    assert replace(large, data=plain.data, train=plain.train, start=plain.start) == plain and large.data.scale == 1 and large.train.crop == (360, 480)
+    assert replace(wide, model=plain.model, start=plain.start) == plain and wide.model.width == wide.start.model.width == 2 * plain.model.width
+    first = entries["initial-pretrained"].minutes
+    assert entries["initial-large"].minutes == pytest.approx(4 * first) and entries["initial-wide"].minutes == pytest.approx(2 * first)
+    assert not any({"lc-large", "lc-wide"} & set(catalogue(name)) for name in ("smoke", "shapes", "camvid", "voc12"))
+
+
 @pytest.mark.parametrize("setting, message", [
     ("train.batchsize=4", "unknown setting 'train.batchsize'"), ("train.batch_size=x", "train.batch_size must be int, got 'x'"),
     ("phases.0.rho=1.5", r"rho must be in \[0, 1\], got 1.5"), ("phases.7.rho=1", "unknown setting 'phases.7.rho'"),
