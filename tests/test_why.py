@@ -144,6 +144,7 @@ def test_the_answer_on_speed(house, monkeypatch, full, small, word, counts):
     monkeypatch.setattr(verdicts, "_equal_accuracy", lambda ev: "")
     answer = verdicts.answers(evidence(initial=0, irnet=0, dsn=0, lc_0p985=0))[1]
     assert answer.startswith(f"**Did the speed gain hold? {word}**") and re.findall(r"faster in (\d) of 2", answer) == [str(n) for n in counts]
+    assert verdicts.speed_answer(Evidence(profile("smoke"), {})) == [], "a smoke run gives no verdict"
     assert f"{full[0]:.2f}x at rho = 0.985, {full[1]:.2f}x at rho = 0.8;" in answer and f"{small[0]:.2f}x at rho = 0.985" in answer
 
 

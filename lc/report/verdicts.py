@@ -184,9 +184,9 @@ def _speedups(ev: Evidence) -> pd.DataFrame:
 
 
 def speed_answer(ev: Evidence) -> list[str]:
-    """Whether the paper's two factors held, as a sentence; none without a timing. Each timing is in the table of `speedups`."""
+    """Whether the paper's two factors held, as a sentence; none without a timing, nor of a smoke run. Each timing is in the table of `speedups`."""
     timed, parts = _speedups(ev), []
-    if timed.empty:
+    if timed.empty or ev.profile.tier == "smoke":
         return []
     faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
     for network, rows in timed.groupby("network", sort=False):
