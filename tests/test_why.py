@@ -128,7 +128,7 @@ def test_speed_at_equal_accuracy(house, monkeypatch, scores, said):
     ev["lc-0.985"].values["sweep"] = [{"decided": [0, 0, 1], "miou": score} for score in sweep.values()]
     rows = [{"rho": float(rho), "speedup": v, "speedup_low": v, "speedup_high": v} for rho, v in zip(sweep, (1, 1.3, 1.6, 2, 2, 2, 2, 3))]
     monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "experiment": "lc-0.985", "rows": rows}] * (kind == "cascade"))
-    assert f"At equal accuracy (the DSN's 50.00 % on val, or more; a CPU, as set): {said}" in verdicts.answers(ev)[1]
+    assert f"At equal accuracy (lc-0.985 tested at each rho; the DSN's 50.00 % on val, or more; a CPU, as set): {said}" in verdicts.answers(ev)[1]
     del ev.records["dsn"]
     assert "equal" not in verdicts.speed_answer(ev)[0]
 
@@ -161,6 +161,10 @@ def test_many_settings_are_one_sentence(house, monkeypatch):
     assert [index.split(": ")[-1] for index in table.index] == ["the paper's frame rates, Titan X", "a GPU, batch 1", "a GPU, batch 16"]
     assert list(table["speed-up"]) == ["1.63x", "1.00x [0.90, 1.10]", "4.00x [3.90, 4.10]"] and list(table["multiply-adds allow"])[1:] == ["3.00x"] * 2
     monkeypatch.setattr(claims, "speed_files", verdicts.speed_files)
+    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"where": kind, "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2}]}])
+    assert [len(frame) for frame in verdicts.speedups(ev)] == [3]
+    shapes = Evidence(profile("shapes"), {"dsn": fake_record("shapes", "dsn")})
+    assert [list(frame.index) for frame in verdicts.speedups(shapes)][1] == ["trained cascade, test data 8x9 (stand-in): cascade"], "procedural data stay out of the paper's table"
     assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
     monkeypatch.setattr(claims, "speed_files", lambda _: [])
     assert claims._fact("speed", "0.985", None) == ("open", "not run")
