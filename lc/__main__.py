@@ -12,13 +12,8 @@ from lc.errors import InputError, check_rho
 
 
 SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
-LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "images": (1, 10**6), "height": (32, 8192)}  # of options that are numbers
+LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "images": (1, 10**6), "halo": (0, 64), "height": (32, 8192)}  # of options that are numbers
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
-
-
-def _resolve(name: str | None) -> tuple[str, str]:
-    """(profile, why): the one asked for, or the default of this machine."""
-    return (name, "asked for") if name else experiments.default_profile()
 
 
 def _device(name: str):
@@ -41,7 +36,7 @@ def _rho(args) -> float:
 
 def plan(args) -> None:
     """Say what `make reproduce` will do; with --only just its name, data set or count."""
-    name, why = _resolve(args.profile)
+    name, why = (args.profile, "asked for") if args.profile else experiments.default_profile()
     profile = experiments.profile(name)
     due, every = records.missing(name), experiments.catalogue(name)
     if args.only:
@@ -78,7 +73,7 @@ def run(args) -> None:
     """Make every record that is missing, and the timings if there are none."""
     from lc import runs
     from lc.data import SegmentationSet
-    name, _ = _resolve(args.profile)
+    name = args.profile or experiments.default_profile()[0]
     chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
     found = {entry.name: records.find(entry) for entry in chosen}
     due = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
@@ -97,7 +92,7 @@ def run(args) -> None:
     SegmentationSet(profile.data, "train", args.data)  # data that are not there need not wait for the first run
     runs.run_all(due, args.data, device, args.workers, args.jobs)
     for kind in timings:
-        print(bench.run(name, f"lc-{experiments.BEST_RHO}", args.data, device) if kind == "cascade" else bench.systems(name, device=device))
+        print(bench.systems(name, device=device) if kind == "systems" else bench.run(name, experiments.CASCADES[kind], args.data, device))
 
 
 def train(args) -> None:
@@ -108,7 +103,7 @@ def train(args) -> None:
     from lc.data import SegmentationSet
     from lc.evaluate import evaluate
     from lc.train import Trainer, save_weights
-    name, _ = _resolve(args.profile)
+    name = args.profile or experiments.default_profile()[0]
     entry = experiments.experiment(name, args.experiment)
     settings = config.override(entry.run, args.set)
     out = args.out or paths.build(name) / "train" / records.stem(args.experiment, settings)
@@ -126,9 +121,11 @@ def bench(args) -> None:
     on regions (`region`), the full network (`network`), LC on timm's (`networks`) and a training step (`training`) at the paper's pixel shares,
     the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`). On a GPU, blocks and networks are
     timed in eight settings (dtype, batch, size); a call that is cut off goes on with those that are left."""
+    if args.halo and args.kind != "network":
+        raise InputError(f"--halo {args.halo} is for `bench network`, got `bench {args.kind}`; a trained cascade has its own: --experiment lc-halo-4")
     from lc.speed import bench as timing
-    device, chosen = _device(args.device), {"repeats": args.repeats} if args.repeats else {}
-    name, _ = _resolve(args.profile)
+    device, chosen = _device(args.device), {key: value for key in ("repeats", "halo") if (value := getattr(args, key))}
+    name = args.profile or experiments.default_profile()[0]
     call = {"cascade": lambda: timing.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
             "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
             "networks": lambda: timing.network(args.json, device, names=timing.OTHERS, **chosen),
@@ -203,7 +200,7 @@ def table(args) -> None:
 def equivalent(args) -> None:
     """Show by training in miniature that stale records would come out the same today (writes results/equivalent.json)."""
     from lc import equivalence
-    print("\n".join(equivalence.check(_resolve(args.profile)[0], args.data)) or "no record is stale")
+    print("\n".join(equivalence.check(args.profile or experiments.default_profile()[0], args.data)) or "no record is stale")
 
 
 def notebook(args) -> None:
@@ -255,6 +252,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("bench", bench, "profile", "data", "device", "experiment")
     sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network", "networks", "training", "loader", "systems", "poster"))
     sub.add_argument("--images", type=int, default=10)
+    sub.add_argument("--halo", type=int, default=0, help="of `network`: cells computed round each region (default: 0, as in the paper)")
     sub.add_argument("--repeats", type=int, help="rounds after the warm-up (default: 5 to 15, by kind)")
     sub.add_argument("--json", type=Path, metavar="FILE")
     for call in (predict, video):

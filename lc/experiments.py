@@ -20,6 +20,8 @@ from lc.paper import columns, published
 EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
+HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
+CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in HALOS}}  # timed: kind of the file, and run
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -153,8 +155,8 @@ def _why(p: Profile) -> list[Experiment]:
     """LC at the best rho with one thing changed, and the DSN with the same change where it can have it."""
     initial, rho, hs = _initial(p, p.seeds[0]), float(BEST_RHO), published("text", "hs-confidence-above").value / 100
     best = _tuned(p, rho, initial)
-    halos = [Experiment(f"lc-halo-{k}", f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)),
-                        0, group="why", control="dsn") for k in (1, 2, 4)]
+    halos = [Experiment(name, f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)),
+                        0, group="why", control="dsn") for name, k in HALOS.items()]
     readings = [Experiment(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading)), 0, sweep=False,
                            group="why", control="dsn") for name, reading, what in (("lc-dense-read", "dense", "the stage's input"),
                 ("lc-features", "features", "features of the stage before"), ("lc-interpolated", "interpolated", "an interpolation of the region"))]

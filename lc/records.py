@@ -17,7 +17,7 @@ from pathlib import Path
 from lc import paths
 from lc.config import RunConfig
 from lc.errors import InputError
-from lc.experiments import STUDIES, SYSTEMS, Experiment, catalogue, profile
+from lc.experiments import CASCADES, STUDIES, SYSTEMS, Experiment, catalogue, profile
 
 SCHEMA = 1
 NUMERIC = ("backbone", "cascade", "config", "data", "evaluate", "metrics", "networks", "region", "region_conv", "shapes", "train")
@@ -100,8 +100,8 @@ def missing(profile_name: str) -> list[Experiment]:
 
 
 def bench_missing(profile_name: str) -> list[str]:
-    """The timings of a profile, its cascade's and its systems', of which there is no file, of any device."""
-    return [kind for kind in ("cascade", "systems") if not any((paths.results(profile_name) / "bench").glob(f"{kind}-*.json"))]
+    """The timings of a profile, its cascades' and its systems', of which there is no file, of any device."""
+    return [kind for kind in (*CASCADES, "systems") if not any((paths.results(profile_name) / "bench").glob(f"{kind}-*.json"))]
 
 
 def write(entry: Experiment, values: dict, arrays: dict, history: str = "") -> Record:

@@ -84,16 +84,17 @@ def test_pooling_and_gathering(share):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("images, quantile", [(1, None), (2, 0.5), (1, 0.0)])
-def test_forward_in_static_buffers(model, images, quantile):  # noqa: F811
-    """The same probabilities and decisions as the cascade: dense, on regions, and when stage 1 decides all."""
+@pytest.mark.parametrize("images, quantile, halo", [(1, None, 0), (2, 0.5, 0), (1, 0.0, 0), (2, 0.2, 1)])
+def test_forward_in_static_buffers(model, monkeypatch, images, quantile, halo):  # noqa: F811
+    """The same probabilities and decisions as the cascade: dense, on regions, when stage 1 decides all, and with a halo."""
+    monkeypatch.setattr(model, "halo", halo)
     x = torch.randn(images, 3, 40, 48, generator=torch.Generator().manual_seed(images))
     rho = 1.0 if quantile is None else between(model, x, quantile) if quantile else 0.0
     expected, (log_probs, decided) = model(x, rho), kernels.capture(kernels.DeviceCascade(model, rho), x)(x)
     torch.testing.assert_close(log_probs.exp(), expected.log_probs.exp(), atol=2e-5, rtol=1e-4)
     assert torch.equal(decided, expected.decided)
     if quantile:
-        assert 0 < expected.shares[2] < 1
+        assert 0 < expected.shares[2] < 1 and (expected.regions[2].mask.sum() > expected.handed[2].sum()) == bool(halo)
 
 
 @torch.no_grad()
@@ -133,6 +134,8 @@ def test_benches_of_a_gpu_run_through(unhurried, one_thread, tmp_path):  # noqa:
     assert max(max(row["differences"].values()) for row in values["rows"]) < 1e-4
     values = json.loads(bench.network(tmp_path / "y.json", repeats=1, static=True, settings=[(torch.float32, 2, (64, 64))], **SMALL).read_text())
     assert len(values["rows"]) == 2 and all(row["same_labels"] == 1 and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
+    grown = json.loads(bench.network(tmp_path / "z.json", repeats=1, static=True, settings=[(torch.float32, 2, (64, 64))], halo=1, **SMALL).read_text())
+    assert grown["kind"] == "halo-1" and all(1 >= more["active"][1] > row["active"][1] and more["ideal"] < row["ideal"] for more, row in zip(grown["rows"], values["rows"]))
 
 
 def test_compiles_for_a_gpu():

@@ -11,14 +11,14 @@ import pandas as pd
 from lc import metrics
 from lc.speed import cost
 from lc.cascade import build_irnet_lc
-from lc.experiments import EVERYWHERE, catalogue
+from lc.experiments import EVERYWHERE, HALOS, catalogue
 from lc.studies import OUTSIDE
 from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, percent, variant, words
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
 BEFORE = {"lc-easy": "lc-everywhere"}  # what a change is counted from, where not from plain LC
-CAUSES = {**{f"lc-halo-{k}": f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for k in (1, 2, 4)},
+CAUSES = {**{name: f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for name, k in HALOS.items()},
           "lc-dense-read": "zeros where a window could read the stage's input", "lc-features": "zeros where it could read features of the stage before",
           "lc-interpolated": "zeros where it could read an interpolation of the region (ADP-C)", "lc-long": "too short a cascade training",
           "lc-pretrained": "random weights at the start (pretrained on procedural images instead)", "lc-large": "small images (twice the sides instead)",
@@ -128,7 +128,7 @@ def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
     model, size = build_irnet_lc(len(first["data"]["classes"]), **asdict(ev.profile.model)), first["data"]["size"]
     stages = np.array([cost.cascade_macs(model, size, one) for one in np.eye(len(model.stages))]) / cost.dense_network_macs(model, size)
     points = {"trained with the halo": [(k, computed(ev, name)[0], percent(ev[name], "val")) for k, name in
-              ((0, LC), *((k, f"lc-halo-{k}") for k in (1, 2, 4))) if computed(ev, name)]}
+              ((0, LC), *((k, name) for name, k in HALOS.items())) if computed(ev, name)]}
     if "study-context" in ev.records:
         study = ev["study-context"]["study"]
         for i, network in enumerate(study["networks"]):

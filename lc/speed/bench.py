@@ -20,7 +20,7 @@ from lc.backbone import irnet
 from lc.cascade import STRIDE, LayerCascade
 from lc.config import ModelConfig, Phase, TrainConfig
 from lc.data import SPECS, SegmentationSet, TrainingSamples, epoch_loader, to_input
-from lc.experiments import BEST_RHO, SYSTEMS, catalogue, experiment, profile
+from lc.experiments import BEST_RHO, CASCADES, SYSTEMS, catalogue, experiment, profile
 from lc.networks import build
 from lc.paper import columns
 from lc.region import Region
@@ -38,37 +38,41 @@ SETTINGS = {"cpu": [(torch.float32, 1, (512, 512))],  # dtype, batch, image size
 
 
 def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None) -> Path:
-    """Time a trained cascade at the rho of Table 1 on validation images, one at a time; returns the file written."""
+    """Time a trained cascade at the rho of Table 1 on validation images, one at a time; returns the file written, named after its run (LC's: cascade)."""
     entry = experiment(profile_name, name)
     model, _ = runs.trained(profile_name, name, device)
     data = SegmentationSet(entry.run.data, "val", root)
     picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
     inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
-    dense = fast.fold(model).to(memory_format=torch.channels_last)
-    rows = _cascade_rows(fast.prepare(model), dense, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats)
+    rows = _cascade_rows(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats)
     height, width = inputs[0].shape[2:]
     values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": [height, width], "images": len(inputs),
               "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels",
               "model": asdict(entry.run.model), "rows": rows}
-    return write("cascade", device, values, target, paths.results(profile_name) / "bench")
+    return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, paths.results(profile_name) / "bench")
 
 
 @torch.no_grad()
-def _cascade_rows(model: LayerCascade, dense: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int) -> list[dict]:
-    """One row per contestant, rho or None for the dense network: milliseconds over images x repeats, per stage too, shares handed on, and the
-    speed-up: median and quartiles of dense / cascade, pair by pair."""
+def _cascade_rows(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int) -> list[dict]:
+    """One row per contestant, rho or None for the dense network: milliseconds over images x repeats, per stage too, shares handed on and computed (a
+    halo is computed, not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, pair by pair."""
+    quick, dense, size = fast.prepare(model), fast.fold(model).to(memory_format=torch.channels_last), images[0].shape[2:]
     stages, rows, calls = {rho: [] for rho in rhos}, [], {}
     for i, image in enumerate(images):
         calls[None, i] = partial(cost.run_dense, dense, image)
-        calls |= {(rho, i): lambda rho=rho, image=image: stages[rho].append(cost.timed_stages(model, image, rho)) for rho in rhos}
+        calls |= {(rho, i): lambda rho=rho, image=image: stages[rho].append(cost.timed_stages(quick, image, rho)) for rho in rhos}
     found = alternate(calls, repeats, images[0].device)
     times = {rho: np.concatenate([found[rho, i] for i in range(len(images))]) for rho in (None, *rhos)}
     for rho, ms in times.items():
         (low, median, high), gain = np.quantile(ms, [0.25, 0.5, 0.75]), np.quantile(times[None] / ms, [0.25, 0.5, 0.75])
-        of_stages = [median] if rho is None else (1e3 * np.median(stages[rho][len(images):], axis=0)).tolist()
-        handed = None if rho is None else np.mean([model(image, rho).shares for image in images], axis=0).tolist()
+        of_stages, more = [median], {"handed": None, "computed": None, "ideal": None}
+        if rho is not None:
+            of_stages, outs = (1e3 * np.median(stages[rho][len(images):], axis=0)).tolist(), [quick(image, rho) for image in images]
+            computed = np.mean([[1.0 if region is None else region.mask.float().mean().item() for region in out.regions] for out in outs], axis=0).tolist()
+            more = {"handed": np.mean([out.shares for out in outs], axis=0).tolist(), "computed": computed,
+                    "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed)}
         rows.append({"rho": rho, "ms": median, "ms_low": low, "ms_high": high, "samples": len(ms), **dict(zip(("speedup_low", "speedup", "speedup_high"), gain.tolist())),
-                     "stage_ms": of_stages, "handed": handed})
+                     "stage_ms": of_stages, **more})
     return rows
 
 
@@ -155,12 +159,14 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
             names: tuple[str, ...] = ("irnet",), **architecture) -> Path:
     """The full IRNet-LC at the pixel shares of Table 1 (rho = 0.985 and 0.8), index building and all heads included, against the dense
     network with its last head; random weights, as time does not depend on them. Both sides are compared with the plain modules. OTHERS: LC on
-    the backbones of Tables 4 to 6."""
+    the backbones of Tables 4 to 6. architecture: settings of lc.networks.build; a halo is computed round these pixels, and has a file of its own."""
+    kind = f"halo-{architecture['halo']}" if architecture.get("halo") else "networks" if names == OTHERS else "network"
+
     def rows_of(dtype: torch.dtype, batch: int, size: tuple[int, int]) -> tuple[list[dict], dict]:
         found = {name: _network_rows(device, repeats, device.type == "cuda" if static is None else static, dtype, batch, size, {"network": name, **architecture}) for name in names}
         named = [{"network": name, **row} if names == OTHERS else row for name, (rows, _) in found.items() for row in rows]
         return named, {form: why for _, missing in found.values() for form, why in missing.items()}
-    return by_setting("networks" if names == OTHERS else "network", device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats)
+    return by_setting(kind, device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats, halo=architecture.get("halo", 0))
 
 
 def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int], architecture: dict) -> tuple[list[dict], dict]:
@@ -173,7 +179,7 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
     if not static:
         dense["all active"] = lambda: cost.run_dense(quick, image)
     for rho in ("0.985", "0.800"):
-        (regions, shares), on = paper_regions(rho, grid, batch, device, static), _network_on(model if static else quick, image, dtype, static)
+        (regions, shares), on = paper_regions(rho, grid, batch, device, static, model.halo), _network_on(model if static else quick, image, dtype, static)
         calls = [on(masks) for masks in regions]
         plain = [_network_on(model, image, torch.float32, False)(masks)() for masks in regions]
         differences["region"] = max(difference(call, wanted, "region") for call, wanted in zip(calls, plain))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
@@ -213,9 +214,9 @@ class DeviceCascade:
     """A cascade for inference in which no step depends on the host: call it with images, alone or in a CUDA graph (`capture`)."""
 
     def __init__(self, model: LayerCascade, rho: float, dtype: torch.dtype = torch.float32):
-        if model.reading != "zero" or model.halo:
-            raise ValueError(f"zeros outside the region and no halo, got reading {model.reading!r}, halo {model.halo}: call the cascade itself")
-        folded, model, self.rho, self.dtype = fold(model), prepare(model), check_rho(rho), dtype
+        if model.reading != "zero":
+            raise ValueError(f"only zeros outside the region, got reading {model.reading!r}: call the cascade itself")
+        folded, model, self.rho, self.halo, self.dtype = fold(model), prepare(model), check_rho(rho), model.halo, dtype
         self.first = nn.ModuleList([folded.stages[0], folded.heads[0]]).to(dtype=dtype, memory_format=torch.channels_last)
         flat, heads = ([[part for item in row for part in (item if isinstance(item, nn.Sequential) else [item])] for row in rows] for rows in (
             model.stages[1:], [head if isinstance(head, FastStage) else [head] for head in model.heads[1:]]))
@@ -234,7 +235,7 @@ class DeviceCascade:
         decided = open_.to(torch.uint8)
         for number, (stage, head) in enumerate(zip(self.stages, self.heads)):
             open_ = open_ & (masks[number] if masks else undecided(log_probs, self.rho))
-            region = DeviceRegion.of(open_)
+            region = DeviceRegion.of(F.max_pool2d(open_[:, None].float(), 2 * self.halo + 1, 1, self.halo)[:, 0] > 0 if self.halo else open_)
             rows = pool(rows, slots, region, torch.empty_like(rows, memory_format=torch.contiguous_format))
             for part in stage:
                 rows = part(rows, region)

@@ -19,6 +19,7 @@ from lc import paths, records
 from lc.errors import InputError
 from lc.machine import device_name
 from lc.paper import published
+from lc.region import Region
 from lc.speed import cost
 
 CPU = torch.device("cpu")
@@ -77,12 +78,12 @@ def shares_left(rho: str) -> np.ndarray:
     return 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
 
 
-def paper_regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False) -> tuple[list[list[Tensor]], list[float]]:
+def paper_regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False, halo: int = 0) -> tuple[list[list[Tensor]], list[float]]:
     """Masks for stages 2 and 3 in four versions whose sizes differ by 3 % either way, as from image to image: what a library prepares for one
-    size must not be counted as free; and their mean shares. fixed: one version (buffers on a device hold any size)."""
+    size must not be counted as free; and the mean shares of pixels that they compute with a halo. fixed: one version (buffers on a device hold any size)."""
     scales = (1.0,) if fixed else (0.97, 0.99, 1.01, 1.03)
     found = [[blob(share * scale, grid, seed, batch).to(device) for share in shares_left(rho)] for seed, scale in enumerate(scales)]
-    return found, torch.tensor([[mask.float().mean() for mask in masks] for masks in found]).mean(0).tolist()
+    return found, torch.tensor([[Region(mask).dilate(halo).mask.float().mean() for mask in masks] for masks in found]).mean(0).tolist()
 
 
 @contextmanager
