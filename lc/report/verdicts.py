@@ -200,12 +200,12 @@ def speed_answer(ev: Evidence) -> list[str]:
 def equal_accuracy(ev: Evidence) -> pd.DataFrame:
     """Each timed cascade, LC or LC with a halo, at each rho below 1 on val: mIoU, that less the DSN's in points, whether it is `equal` (the whole interval above -SMALL),
     cells computed (percent), the speed-up over its dense form, its quartiles and what its multiply-adds allow, and where. No row without a timing, or of a smoke run."""
-    rows, there = {}, {"dsn"} <= set(ev.records) and ev.profile.tier != "smoke"
-    for name, bench in ((name, bench) for kind, name in CASCADES.items() if there and name in ev.records for bench in speed_files(kind, ev.profile.name)):
+    rows, dsn = {}, draws(ev["dsn"], "confusions_val") if "dsn" in ev.records and ev.profile.tier != "smoke" else None
+    for name, bench in ((name, bench) for kind, name in CASCADES.items() if dsn is not None and name in ev.records for bench in speed_files(kind, ev.profile.name)):
         timed = {row["rho"]: row for row in bench["rows"]}
         for at, counts in zip(ev[name]["sweep"], ev[name].arrays["sweep_confusions"]):
             if at["rho"] < 1:
-                row, apart = timed[at["rho"]], draws(ev[name], counts) - draws(ev["dsn"], "confusions_val")
+                row, apart = timed[at["rho"]], draws(ev[name], counts) - dsn
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
                     "mIoU": 100 * at["miou"], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
                     **{f"stage {s} computes, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)}, "speed-up": row["speedup"],
@@ -218,9 +218,10 @@ def _equal_accuracy(ev: Evidence) -> str:
     parts, miou, fps = [], printed("1").loc["mIoU"], [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
     for name, rows in equal_accuracy(ev).groupby(level=0, sort=False):
         best = rows[rows["equal"] == "yes"].nlargest(1, "speed-up")
-        parts += [f"{name} {row['speed-up']:.2f}x [{row['quartiles']}] at rho = {rho} ({where}; {row['less the DSN']} points of mIoU; multiply-adds allow {row['multiply-adds allow']:.2f}x)"
-                  for (_, rho, where), row in best.iterrows()] or [f"{name} at no rho below 1 (at most {rows['mIoU'].max():.2f} %)"]
-    return f" At equal accuracy (at most {SMALL:g} points under the DSN on val by the whole interval; one model tested at each rho): {'; '.join(parts)}; the paper: {fps[0] / fps[1]:.2f}x at 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)." if parts else ""
+        parts += [f"{row['speed-up']:.2f}x [{row['quartiles']}] for {name} at rho = {rho} ({where}; {row['less the DSN']} points; multiply-adds allow {row['multiply-adds allow']:.2f}x)"
+                  for (_, rho, where), row in best.iterrows()] or [f"none for {name} (at most {rows['mIoU'].max():.2f} %)"]
+    return (f" At equal accuracy (rho below 1, at most {SMALL:g} points under the DSN's {percent(ev['dsn'], 'val'):.2f} % on val by the whole interval; one model tested at each rho; halo-k: k cells are computed "
+            f"round each region): {', '.join(parts)}; the paper: {fps[0] / fps[1]:.2f}x at 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %).") if parts else ""
 
 
 def _in_larger_runs(ev: Evidence) -> list[str]:
