@@ -154,7 +154,7 @@ def paper_speedups() -> dict[float, float]:
 
 
 def answers(ev: Evidence) -> list[str]:
-    """The first page in three sentences: did the accuracy gain hold, did the speed gain, and how far these numbers reach."""
+    """The first page in sentences: did the accuracy gain hold, did the speed gain, is there one at equal accuracy, and how far these numbers reach."""
     if ev.profile.tier == "smoke" or not {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(ev.records):
         return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
     miou, parts, kinds = printed("2")["mIoU"], [], set()
@@ -185,7 +185,7 @@ def _speedups(ev: Evidence) -> pd.DataFrame:
 
 
 def speed_answer(ev: Evidence) -> list[str]:
-    """Whether the paper's two factors held, as a sentence; none without a timing, nor of a smoke run. Each timing is in the table of `speedups`."""
+    """Whether the paper's two factors held, and what equal accuracy leaves of them, as sentences; none without a timing, nor of a smoke run."""
     timed, parts = _speedups(ev), []
     if timed.empty or ev.profile.tier == "smoke":
         return []
@@ -194,12 +194,12 @@ def speed_answer(ev: Evidence) -> list[str]:
         spans = [f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}" for rho, at in rows.groupby("rho", sort=False)["speedup"]]
         parts.append(f"The {network} {TIMED[network]}: {', '.join(spans)}; faster in {faster[rows.index].sum()} of {len(rows)} timings")
     word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
-    return [f"**Did the speed gain hold? {word}.** {'. '.join(parts)} (lower quartile above 1; each is in the table). The paper's frame rates (Titan X) give {' and '.join(f'{value:.2f}x' for value in paper_speedups().values())}.{_equal_accuracy(ev)}"]
+    return [f"**Did the speed gain hold? {word}.** {'. '.join(parts)} (lower quartile above 1; each is in the table). The paper's frame rates (Titan X) give {' and '.join(f'{value:.2f}x' for value in paper_speedups().values())}.", *_equal_accuracy(ev)]
 
 
 def equal_accuracy(ev: Evidence) -> pd.DataFrame:
     """Each timed cascade, LC or LC with a halo, at each rho below 1 on val: mIoU, that less the DSN's in points, whether it is `equal` (the whole interval above -SMALL),
-    cells computed (percent), the speed-up over its dense form, its quartiles and what its multiply-adds allow, and where. No row without a timing, or of a smoke run."""
+    cells that stages 2 and 3 compute, the speed-up over its dense form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
     rows, dsn = {}, draws(ev["dsn"], "confusions_val") if "dsn" in ev.records and ev.profile.tier != "smoke" else None
     for name, bench in ((name, bench) for kind, name in CASCADES.items() if dsn is not None and name in ev.records for bench in speed_files(kind, ev.profile.name)):
         timed = {row["rho"]: row for row in bench["rows"]}
@@ -208,20 +208,21 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
                 row, apart = timed[at["rho"]], draws(ev[name], counts) - dsn
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
                     "mIoU": 100 * at["miou"], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
-                    **{f"stage {s} computes, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)}, "speed-up": row["speedup"],
-                    "quartiles": f"{row['speedup_low']:.2f}-{row['speedup_high']:.2f}", "multiply-adds allow": row["ideal"]}
+                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)},
+                    **dict(zip(("speed-up", "lower", "upper", "allowed"), (row[key] for key in ("speedup", "speedup_low", "speedup_high", "ideal"))))}
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["cascade", "rho", "where"]))
 
 
-def _equal_accuracy(ev: Evidence) -> str:
-    """The greatest speed-up of each cascade among the rows of `equal_accuracy` that are equal, and the paper's; nothing without a timing."""
-    parts, miou, fps = [], printed("1").loc["mIoU"], [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
-    for name, rows in equal_accuracy(ev).groupby(level=0, sort=False):
-        best = rows[rows["equal"] == "yes"].nlargest(1, "speed-up")
-        parts += [f"{row['speed-up']:.2f}x [{row['quartiles']}] for {name} at rho = {rho} ({where}; {row['less the DSN']} points; multiply-adds allow {row['multiply-adds allow']:.2f}x)"
-                  for (_, rho, where), row in best.iterrows()] or [f"none for {name} (at most {rows['mIoU'].max():.2f} %)"]
-    return (f" At equal accuracy (rho below 1, at most {SMALL:g} points under the DSN's {percent(ev['dsn'], 'val'):.2f} % on val by the whole interval; one model tested at each rho; halo-k: k cells are computed "
-            f"round each region): {', '.join(parts)}; the paper: {fps[0] / fps[1]:.2f}x at 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %).") if parts else ""
+def _equal_accuracy(ev: Evidence) -> list[str]:
+    """The greatest speed-up of each cascade among the rows of `equal_accuracy` that are equal, and the paper's, as a sentence; none without a timing."""
+    table, parts, miou = equal_accuracy(ev), [], printed("1").loc["mIoU"]
+    same, fps = table[table["equal"] == "yes"] if len(table) else table, [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
+    for name, rows in table.groupby(level=0, sort=False):
+        best = rows.loc[rows.index.isin(same.index)].nlargest(1, "speed-up")
+        parts += [f"{name} reaches {row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] at rho = {rho} ({row['less the DSN']} points; multiply-adds allow {row['allowed']:.2f}x; {where})"
+                  for (_, rho, where), row in best.iterrows()] or [f"{name} comes no nearer than {rows.nlargest(1, 'mIoU')['less the DSN'].iloc[0]}"]
+    return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the whole interval lies at most {SMALL:g} points under the DSN's {percent(ev['dsn'], 'val'):.2f} % on val; "
+            f"halo-k: k cells are computed round each region, the others are plain LC. {'; '.join(parts)}. The paper: {fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."] if parts else []
 
 
 def _in_larger_runs(ev: Evidence) -> list[str]:
