@@ -26,7 +26,7 @@ def images():
 def middle_rho(model, images):
     """A threshold at which all three stages decide some pixels."""
     confidence = model(images, 1.0, depth=1).log_probs.exp().amax(1)
-    return float(confidence.quantile(0.5))
+    return confidence.quantile(0.5).item()
 
 
 @torch.no_grad()
