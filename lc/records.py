@@ -101,7 +101,7 @@ def missing(profile_name: str) -> list[Experiment]:
 
 def bench_missing(profile_name: str) -> list[str]:
     """The timings of a profile, its cascades' and its systems', of which there is no file, of any device."""
-    return [kind for kind in (*CASCADES, "systems") if not any((paths.results(profile_name) / "bench").glob(f"{kind}-*.json"))]
+    return [kind for kind in (*CASCADES, "systems") if all("-seed-" in path.name for path in (paths.results(profile_name) / "bench").glob(f"{kind}-*.json"))]
 
 
 def write(entry: Experiment, values: dict, arrays: dict, history: str = "") -> Record:

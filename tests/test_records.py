@@ -145,3 +145,13 @@ def test_published_addresses():
     assert published("2", "LC", "mIoU").place == "Table 2" and len(all_published()) > 500
     with pytest.raises(InputError, match="no published number at table '2', row 'LCC'.*LC/mIoU"):
         published("2", "LCC", "mIoU")
+
+
+def test_timings_that_are_missing(house):
+    """Of a profile's cascades and systems; another seed's timing is not the run's."""
+    folder = paths.results("camvid-lite") / "bench"
+    folder.mkdir(parents=True)
+    assert records.bench_missing("camvid-lite") == ["cascade", "lc-halo-1", "lc-halo-2", "lc-halo-4", "systems"]
+    for name in ("cascade-a-cpu", "lc-halo-2-seed-1-a-cpu", "lc-halo-4-a-cpu"):
+        (folder / f"{name}.json").write_text("{}")
+    assert records.bench_missing("camvid-lite") == ["lc-halo-1", "lc-halo-2", "systems"]

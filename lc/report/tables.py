@@ -193,7 +193,7 @@ def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
 
 
 def speed_files(kind: str, profile_name: str = "") -> list[dict]:
-    """Timing files: "region", "network", "networks", "training", "loader" and "poster" belong to no profile, "cascade" and "systems" to one.
+    """Timing files: "region", "network", "networks", "training", "loader", "poster" and "halo" (a network's) belong to no profile, "cascade", "lc-halo-k" and "systems" to one.
     An entry for each device and setting: "where" names the device, the dtype, the batch and the image's size."""
     found = []
     for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
