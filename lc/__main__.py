@@ -10,7 +10,6 @@ from pathlib import Path
 from lc import experiments, machine, paths, records
 from lc.errors import InputError, check_rho
 
-
 SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
 LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "images": (1, 10**6), "halo": (0, 64), "height": (32, 8192)}  # of options that are numbers
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
@@ -36,7 +35,7 @@ def _rho(args) -> float:
 
 def plan(args) -> None:
     """Say what `make reproduce` will do; with --only just its name, data set or count."""
-    name, why = (args.profile, "asked for") if args.profile else experiments.default_profile()
+    name, why = experiments.chosen_profile(args.profile)
     profile = experiments.profile(name)
     due, every = records.missing(name), experiments.catalogue(name)
     if args.only:
@@ -73,7 +72,7 @@ def run(args) -> None:
     """Make every record that is missing, and the timings if there are none."""
     from lc import runs
     from lc.data import SegmentationSet
-    name = args.profile or experiments.default_profile()[0]
+    name, _ = experiments.chosen_profile(args.profile)
     chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
     found = {entry.name: records.find(entry) for entry in chosen}
     due = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
@@ -103,7 +102,7 @@ def train(args) -> None:
     from lc.data import SegmentationSet
     from lc.evaluate import evaluate
     from lc.train import Trainer, save_weights
-    name = args.profile or experiments.default_profile()[0]
+    name, _ = experiments.chosen_profile(args.profile)
     entry = experiments.experiment(name, args.experiment)
     settings = config.override(entry.run, args.set)
     out = args.out or paths.build(name) / "train" / records.stem(args.experiment, settings)
@@ -125,7 +124,7 @@ def bench(args) -> None:
         raise InputError(f"--halo {args.halo} is for `bench network`, got `bench {args.kind}`; a trained cascade has its own: --experiment lc-halo-4")
     from lc.speed import bench as timing
     device, chosen = _device(args.device), {key: value for key in ("repeats", "halo") if (value := getattr(args, key))}
-    name = args.profile or experiments.default_profile()[0]
+    name, _ = experiments.chosen_profile(args.profile)
     call = {"cascade": lambda: timing.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
             "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
             "networks": lambda: timing.network(args.json, device, names=timing.OTHERS, **chosen),
@@ -200,7 +199,7 @@ def table(args) -> None:
 def equivalent(args) -> None:
     """Show by training in miniature that stale records would come out the same today (writes results/equivalent.json)."""
     from lc import equivalence
-    print("\n".join(equivalence.check(args.profile or experiments.default_profile()[0], args.data)) or "no record is stale")
+    print("\n".join(equivalence.check(experiments.chosen_profile(args.profile)[0], args.data)) or "no record is stale")
 
 
 def notebook(args) -> None:

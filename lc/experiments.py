@@ -97,8 +97,10 @@ def profile(name: str) -> Profile:
     return PROFILES[name]
 
 
-def default_profile() -> tuple[str, str]:
-    """(name, reason): voc12 on a machine with a GPU, shapes without."""
+def chosen_profile(asked: str | None = None) -> tuple[str, str]:
+    """(name, reason): the one asked for; without one voc12 on a machine with a GPU, shapes elsewhere."""
+    if asked:
+        return asked, "asked for"
     smi = shutil.which("nvidia-smi")
     gpus = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.strip() if smi else ""
     if gpus:

@@ -36,10 +36,11 @@ def test_default_profile_says_why(monkeypatch):
     """Without a GPU: shapes; with one: voc12; the reason is named."""
     from lc import experiments
     monkeypatch.setattr(experiments.shutil, "which", lambda name: None)
-    assert experiments.default_profile() == ("shapes", "no GPU is here (nvidia-smi lists none)")
+    assert experiments.chosen_profile("smoke") == ("smoke", "asked for")
+    assert experiments.chosen_profile() == ("shapes", "no GPU is here (nvidia-smi lists none)")
     monkeypatch.setattr(experiments.shutil, "which", lambda name: "nvidia-smi")
     monkeypatch.setattr(experiments.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, "GPU 0: NVIDIA H200 (UUID: x)\n"))
-    assert experiments.default_profile() == ("voc12", "a GPU is here (GPU 0: NVIDIA H200)")
+    assert experiments.chosen_profile() == ("voc12", "a GPU is here (GPU 0: NVIDIA H200)")
 
 
 def test_readme_numbers_are_of_the_committed_profile(monkeypatch):

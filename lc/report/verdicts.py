@@ -216,14 +216,16 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
 def _equal_accuracy(ev: Evidence) -> list[str]:
     """The greatest speed-up (by its lower quartile) of each cascade among the rows of `equal_accuracy` that are equal, and the paper's, as a sentence; none without a timing."""
     table, parts, miou = equal_accuracy(ev), [], printed("1").loc["mIoU"]
-    same, fps = table[table["equal"] == "yes"] if len(table) else table, [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
+    if table.empty:
+        return []
+    same, fps = table[table["equal"] == "yes"], [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
     places = list(dict.fromkeys(table.index.get_level_values("where")))
     for name, rows in table.groupby(level=0, sort=False):
         best = rows.loc[rows.index.isin(same.index)].nlargest(1, "lower")
         parts += [f"{name} reaches {row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] at rho = {rho} ({row['less the DSN']} points; multiply-adds allow {row['allowed']:.2f}x{'; ' + where if len(places) > 1 else ''})"
                   for (_, rho, where), row in best.iterrows()] or [f"{name} comes no nearer than {rows.nlargest(1, 'mIoU')['less the DSN'].iloc[0]}"]
     return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the whole interval lies at most {SMALL:g} points under the DSN's {percent(ev['dsn'], 'val'):.2f} % on val; "
-            f"halo-k: k cells are computed round each region, the others are plain LC; {' and '.join(places)}. {'; '.join(parts)}. The paper: {fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."] if parts else []
+            f"halo-k: k cells are computed round each region, the others are plain LC; {' and '.join(places)}. {'; '.join(parts)}. The paper: {fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
 
 
 def _in_larger_runs(ev: Evidence) -> list[str]:
