@@ -21,7 +21,8 @@ EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
-CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in HALOS}}  # timed: kind of the file, and run
+WIDER = {"features": {"reading": "features"}, "halo-2": {"halo": 2}}  # LC's variants with twice the width
+CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (*HALOS, "lc-features", "lc-wide", *(f"lc-wide-{key}" for key in WIDER))}}  # timed: kind of the file, and run
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -159,7 +160,7 @@ def _why(p: Profile) -> list[Experiment]:
     best = _tuned(p, rho, initial)
     halos = [Experiment(name, f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)),
                         0, group="why", control="dsn") for name, k in HALOS.items()]
-    readings = [Experiment(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading)), 0, sweep=False,
+    readings = [Experiment(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading)), 0, sweep=name in CASCADES,
                            group="why", control="dsn") for name, reading, what in (("lc-dense-read", "dense", "the stage's input"),
                 ("lc-features", "features", "features of the stage before"), ("lc-interpolated", "interpolated", "an interpolation of the region"))]
     changes = {"long": ("twice the cascade epochs", {"epochs": 2 * p.cascade_epochs}), "fast": ("four times the learning rate", {"lr": 4 * p.cascade_lr}),
@@ -185,15 +186,22 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 def _larger(p: Profile) -> list[Experiment]:
     """DSN and LC on images of their own size, and with twice the channels, where the profile shrinks them."""
-    initial, train, real = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop)), p.data.name != "shapes"
-    return [*(_pair(p, "large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train)) if real and p.data.scale < 1 else []),
-            *(_pair(p, "wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width))) if real and p.model.width < 1 else [])]
+    initial, train, entries = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop)), []
+    if p.data.name != "shapes" and p.data.scale < 1:
+        entries += _pair(p, "large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train))
+    if p.data.name != "shapes" and p.model.width < 1:
+        wide = replace(initial, model=replace(p.model, width=2 * p.model.width))
+        best = _tuned(p, float(BEST_RHO), wide)
+        entries += _pair(p, "wide", "twice the width", wide)
+        entries += [Experiment(f"lc-wide-{key}", f"LC, twice the width, as lc-{key}", replace(best, model=replace(wide.model, **change)), 0,
+                               group="why", control="dsn-wide") for key, change in WIDER.items()]
+    return entries
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig) -> list[Experiment]:
     """Initial training that differs from the profile's, and DSN and LC from its weights."""
     return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False),
-            *(Experiment(f"{row}-{name}", f"{row.upper()}, {title}", _tuned(p, rho, initial), 0, sweep=False, group="why", control=control)
+            *(Experiment(f"{row}-{name}", f"{row.upper()}, {title}", _tuned(p, rho, initial), 0, sweep=f"{row}-{name}" in CASCADES, group="why", control=control)
               for row, rho, control in (("dsn", 1.0, "dsn"), ("lc", float(BEST_RHO), f"dsn-{name}")))]
 
 
@@ -225,13 +233,14 @@ def _networks(p: Profile) -> list[Experiment]:
 
 
 def _seeds(p: Profile) -> list[Experiment]:
-    """Initial training, IRNet, DSN, LC and LC with a halo again, from other seeds."""
+    """Initial training, IRNet, DSN, LC, LC with a halo and LC that reads features again, from other seeds."""
     entries, rho = [], float(BEST_RHO)
     for seed in p.seeds[1:]:
         initial = _initial(p, seed)
         best = _tuned(p, rho, initial)
         runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), f"lc-{BEST_RHO}": best,
-                "lc-halo-2": replace(best, model=replace(p.model, halo=2)), "irnet": _irnet(p, initial)}
+                "lc-halo-2": replace(best, model=replace(p.model, halo=2)),
+                "lc-features": replace(best, model=replace(p.model, reading="features")), "irnet": _irnet(p, initial)}
         entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, 0, sweep=False) for name, run in runs.items()]
     return entries
 

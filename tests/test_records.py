@@ -148,10 +148,12 @@ def test_published_addresses():
 
 
 def test_timings_that_are_missing(house):
-    """Of a profile's cascades and systems; another seed's timing is not the run's."""
+    """Of a profile's cascades and systems; another seed's timing is not the run's, nor one of a run whose name only begins alike."""
     folder = paths.results("camvid-lite") / "bench"
     folder.mkdir(parents=True)
-    assert records.bench_missing("camvid-lite") == ["cascade", "lc-halo-1", "lc-halo-2", "lc-halo-4", "systems"]
-    for name in ("cascade-a-cpu", "lc-halo-2-seed-1-a-cpu", "lc-halo-4-a-cpu"):
-        (folder / f"{name}.json").write_text("{}")
-    assert records.bench_missing("camvid-lite") == ["lc-halo-1", "lc-halo-2", "systems"]
+    wide = ["lc-wide", "lc-wide-features", "lc-wide-halo-2"]
+    assert records.bench_missing("camvid-lite") == ["cascade", "lc-halo-1", "lc-halo-2", "lc-halo-4", "lc-features", *wide, "systems"]
+    assert not set(wide) & set(records.bench_missing("camvid"))
+    for kind in ("cascade", "lc-halo-2-seed-1", "lc-halo-4", "lc-wide-features"):
+        (folder / f"{kind}-a-cpu.json").write_text(json.dumps({"kind": kind}))
+    assert records.bench_missing("camvid-lite") == ["lc-halo-1", "lc-halo-2", "lc-features", "lc-wide", "lc-wide-halo-2", "systems"]
