@@ -91,7 +91,13 @@ def run(args) -> None:
     SegmentationSet(profile.data, "train", args.data)  # data that are not there need not wait for the first run
     runs.run_all(due, args.data, device, args.workers, args.jobs)
     for kind in timings:
-        print(bench.systems(name, device=device) if kind == "systems" else bench.run(name, experiments.CASCADES[kind], args.data, device))
+        entry = experiments.catalogue(name)[experiments.CASCADES.get(kind, "initial")]
+        if kind == "systems":
+            print(bench.systems(name, device=device))
+        elif runs.weights_path(entry.name, entry.run) is None:
+            print(f"{entry.name} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {entry.name}`")
+        else:
+            print(bench.run(name, entry.name, args.data, device))
 
 
 def train(args) -> None:

@@ -21,8 +21,8 @@ EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
-WIDER = {"features": {"reading": "features"}, "halo-2": {"halo": 2}}  # LC's variants with twice the width
-CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (*HALOS, "lc-features", "lc-wide", *(f"lc-wide-{key}" for key in WIDER))}}  # timed: kind of the file, and run
+LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC on larger images and with a wider network: name behind lc-large, lc-wide, and change
+CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (*HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER))}}  # timed: kind of the file, and run
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -186,23 +186,20 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 def _larger(p: Profile) -> list[Experiment]:
     """DSN and LC on images of their own size, and with twice the channels, where the profile shrinks them."""
-    initial, train, entries = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop)), []
-    if p.data.name != "shapes" and p.data.scale < 1:
-        entries += _pair(p, "large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train))
-    if p.data.name != "shapes" and p.model.width < 1:
-        wide = replace(initial, model=replace(p.model, width=2 * p.model.width))
-        best = _tuned(p, float(BEST_RHO), wide)
-        entries += _pair(p, "wide", "twice the width", wide)
-        entries += [Experiment(f"lc-wide-{key}", f"LC, twice the width, as lc-{key}", replace(best, model=replace(wide.model, **change)), 0,
-                               group="why", control="dsn-wide") for key, change in WIDER.items()]
-    return entries
+    initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
+    real, model = p.data.name != "shapes", replace(p.model, width=2 * p.model.width)
+    changes = {"large": ("images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), p.data.scale < 1),
+               "wide": ("twice the width", replace(initial, model=model), p.model.width < 1)}
+    return [entry for name, (title, run, smaller) in changes.items() if real and smaller for entry in _pair(p, name, title, run, LARGER)]
 
 
-def _pair(p: Profile, name: str, title: str, initial: RunConfig) -> list[Experiment]:
-    """Initial training that differs from the profile's, and DSN and LC from its weights."""
+def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}) -> list[Experiment]:
+    """Initial training that differs from the profile's, and from its weights DSN and LC (and LC's `variants`: changes of its network)."""
+    best, control = _tuned(p, float(BEST_RHO), initial), f"dsn-{name}"
     return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False),
-            *(Experiment(f"{row}-{name}", f"{row.upper()}, {title}", _tuned(p, rho, initial), 0, sweep=f"{row}-{name}" in CASCADES, group="why", control=control)
-              for row, rho, control in (("dsn", 1.0, "dsn"), ("lc", float(BEST_RHO), f"dsn-{name}")))]
+            Experiment(control, f"DSN, {title}", _tuned(p, 1.0, initial), 0, sweep=False, group="why", control="dsn"),
+            *(Experiment(run := f"lc-{name}{key}", f"LC, {title}{key and f', as lc{key}'}", replace(best, model=replace(initial.model, **change)), 0,
+                         sweep=run in CASCADES, group="why", control=control) for key, change in variants.items())]
 
 
 def _systems(p: Profile) -> list[Experiment]:

@@ -57,9 +57,12 @@ def between(model, x, share: float) -> float:
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("quantile", [None, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize("onednn", [True, False])
-def test_same_probabilities_and_decisions(model, images, quantile, onednn, monkeypatch):
-    """Dense (rho = 1) and on regions of several sizes, with oneDNN and without; the original stays as it was."""
+@pytest.mark.parametrize("reading, wide", [("zero", 192), ("features", 192), ("features", 1)])
+def test_same_probabilities_and_decisions(model, images, quantile, onednn, reading, wide, monkeypatch):
+    """Dense (rho = 1) and on regions of several sizes, with oneDNN and without, reading zeros or features (also by Winograd's filtering); the original stays as it was."""
     monkeypatch.setattr(fast_module, "ONEDNN", onednn and fast_module.ONEDNN)
+    monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, wide))
+    monkeypatch.setattr(model, "reading", reading)
     x = torch.randn(images, 3, 72, 88, generator=torch.Generator().manual_seed(images))
     rho = 1.0 if quantile is None else between(model, x, quantile)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -111,7 +114,7 @@ def test_winograd_only_where_pixels_lie_together(kernel, monkeypatch):
             filtered = []
             patch.setattr(winograd.Winograd, "__call__", lambda self, *args, plain=winograd.Winograd.__call__: filtered.append(1) or plain(self, *args))
             found = fast.on_rows(region.gather(x * mask[:, None]), region)
-        assert bool(filtered) == pays == fast.winograd.pays(region)
+        assert bool(filtered) == pays == fast.winograd.pays(region, region)
         torch.testing.assert_close(found, region.gather(conv(x * mask[:, None]).relu()), atol=1e-4, rtol=1e-4)
 
 
@@ -418,11 +421,26 @@ def test_bad_videos(arguments, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", READINGS[1:])
+@pytest.mark.parametrize("network", ["irnet", "resnet101"])
 @torch.no_grad()
-def test_other_readings_are_kept(model, name):
-    """A cascade that reads more than zeros outside its regions is folded, not changed."""
-    reading = copy.deepcopy(model)
-    reading.reading = name
+def test_other_readings_are_kept(model, network, name):
+    """A cascade that reads more than zeros outside its regions says the same; only IRNet's that reads features has a form of its own, the others are folded."""
+    reading = copy.deepcopy(model) if network == "irnet" else other(network, 0.125)
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-    rho = between(model, x, 0.5)
-    torch.testing.assert_close(prepare(reading)(x, rho).log_probs.exp(), reading(x, rho).log_probs.exp(), atol=2e-5, rtol=1e-4)
+    rho = between(reading, x, 0.5)
+    zeros, reading.reading = reading(x, rho), name
+    wanted, fast = reading(x, rho), prepare(reading)
+    assert any(isinstance(m, FastMixed) for m in fast.modules()) == (name == "features" and network == "irnet")
+    assert not torch.equal(wanted.log_probs, zeros.log_probs)
+    torch.testing.assert_close(fast(x, rho).log_probs.exp(), wanted.log_probs.exp(), atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_ring_is_what_windows_reach(model):
+    """Cells outside the region that a window of one of its pixels reads, with their features; behind them a row that may become zero."""
+    mask = torch.zeros(1, 5, 9, dtype=torch.bool)
+    mask[0, 2, 4] = True
+    outside, region = torch.arange(45.0).view(1, 1, 5, 9), Region(mask, padded=True)
+    ring = winograd.Ring(region, outside, (1, 3), (2, 2))
+    assert ring.around.tolist() == [20, 24] and ring.features[:2, 0].tolist() == [20, 24] and len(ring.features) == 3
+    assert ring.rows == region.rows + 3 and len(ring) == 1 and ring.table((1, 3), 2)[0].tolist() == [region.rows, 0, region.rows + 1]

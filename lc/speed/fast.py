@@ -10,6 +10,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -33,11 +34,12 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldn
 
 
 def prepare(model: LayerCascade) -> LayerCascade:
-    """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone. Regions that
-    read anything but zeros outside themselves have no faster form: their batch norms are folded, no more."""
+    """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone. Of regions that
+    read anything but zeros outside themselves only IRNet's that read features have a faster form: of the others batch norms are folded, no more."""
     model = fold(model)
     model.stages[0] = _dense(model.stages[0])
-    if model.reading != "zero":
+    blocks = [block for stage in model.stages[1:] for part in stage for block in (part if type(part) is nn.Sequential else [part])]
+    if not (model.reading == "zero" or model.reading == "features" and all(isinstance(block, (Residual, Mixed)) for block in blocks)):
         return model
     for number, stage in enumerate(model.stages[1:], start=1):
         model.stages[number] = FastStage(OrderedDict((name, quick(part)) for name, part in stage.named_children()))
@@ -171,7 +173,7 @@ class FastStage(nn.Sequential):
         """Shapes as in the original."""
         if isinstance(x, RegionTensor):
             region = x.region if x.region.padded or x.device.type != "cpu" else Region(x.region.mask, padded=True)
-            return super().forward(x if region is x.region else RegionTensor(_as_image(region.fill(x.rows)), region))
+            return super().forward(x if region is x.region else replace(x, values=_as_image(region.fill(x.rows)), region=region))
         return super().forward(RegionTensor.select(x, _full((x.shape[0], *x.shape[2:]), x.device))).dense()
 
 
@@ -180,7 +182,7 @@ class OnRows(nn.Module):
 
     def forward(self, x: RegionTensor) -> RegionTensor:
         """Shapes as in the original."""
-        return x.with_rows(self.on_rows(x.rows, x.region))
+        return x.with_rows(self.on_rows(x.rows, x.region, x.outside))
 
 
 class FastConv(OnRows):
@@ -188,34 +190,36 @@ class FastConv(OnRows):
 
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
         super().__init__()
-        self.conv, self.wide = conv, conv.kernel_size != (1, 1)
+        self.conv, self.wide, self.window = conv, conv.kernel_size != (1, 1), (conv.kernel_size, conv.dilation)
         self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, relu)
         self.winograd = winograd.Winograd(conv, relu) if _worthwhile(conv) else None
 
-    def on_rows(self, rows: Tensor, region: Region) -> Tensor:
-        """(P, C) to (P, O)."""
-        if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32 and self.winograd.pays(region):
-            return self.winograd(rows, region)
+    def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None, reads: Region | None = None) -> Tensor:
+        """(P, C) to (P, O); reads: a Ring of the region, whose rows these are; without one its windows read zeros, whatever is outside."""
+        reads = region if reads is None else reads
+        if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32 and self.winograd.pays(region, reads):
+            return self.winograd(rows, region, reads)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
-            window, width = (self.conv.kernel_size, self.conv.dilation), math.prod(self.conv.kernel_size) * rows.shape[1]
-            rows = region.once(("taps", window), lambda: winograd.Reads(region.table(*window).flatten(), region))(rows).view(len(rows), width)
+            width = math.prod(self.conv.kernel_size) * rows.shape[1]
+            rows = reads.once(("taps", self.window), lambda: winograd.Reads(reads.table(*self.window)[:region.rows].flatten(), reads))(rows).view(region.rows, width)
         return self.product(rows)
 
 
 class FastPool(OnRows):
-    """Max pooling on a map with zeros outside: cheaper than nine gathers, and the same by the contract."""
+    """Max pooling on a map with zeros (or features) outside: cheaper than nine gathers, and the same by the contract."""
 
     def __init__(self, pool: nn.MaxPool2d):
         super().__init__()
         self.pool = pool
 
-    def on_rows(self, rows: Tensor, region: Region) -> Tensor:
+    def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None) -> Tensor:
         """(P, C) to (P, C)."""
-        return region.gather(self.pool(region.scatter(rows)))
+        return region.gather(self.pool(region.scatter(rows, outside)))
 
 
 class FastMixed(OnRows):
-    """Parallel branches of folded convolutions (each with a ReLU) and at most one pool, stride 1, concatenated."""
+    """Parallel branches of folded convolutions (each with a ReLU) and at most one pool, stride 1, concatenated. A map outside is read by the pool,
+    and through a branch's entry by the window next to it (the reading "features")."""
 
     def __init__(self, branches: Iterable[nn.Module]):
         super().__init__()
@@ -225,18 +229,23 @@ class FastMixed(OnRows):
         self.fits = all(chain[0].kernel_size == (1, 1) for chain in chains)  # so that windows meet only zeros outside the region
         if self.fits:
             self.entry = Product(torch.cat([chain[0].weight.flatten(1) for chain in chains]), torch.cat([chain[0].bias for chain in chains]))
+            self.entries = [Product(chain[0].weight.flatten(1), chain[0].bias) for chain in chains]
         self.widths = [chain[0].out_channels for chain in chains]
         self.chains = nn.ModuleList(nn.Sequential(*map(FastConv, chain[1:])) for chain in chains)
 
-    def on_rows(self, rows: Tensor, region: Region) -> Tensor:
+    def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None) -> Tensor:
         """(P, C) to (P, O)."""
         outputs = []
-        for part, chain in zip(self.entry(rows).split(self.widths, dim=1), self.chains):
+        for part, entry, chain in zip(self.entry(rows).split(self.widths, dim=1), self.entries, self.chains):
+            reads = None
+            if outside is not None and len(chain) and chain[0].wide:
+                reads = region.once(("ring", chain[0].window, outside), lambda: winograd.Ring(region, outside, *chain[0].window))
+                part = torch.cat([part, entry(reads.features)])
             for conv in chain:
-                part = conv.on_rows(part, region)
+                part, reads = conv.on_rows(part, region, None, reads), None
             outputs.append(part)
         if self.pool is not None:
-            outputs.append(self.pool.on_rows(rows, region))
+            outputs.append(self.pool.on_rows(rows, region, outside))
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
 
 
@@ -249,10 +258,14 @@ class FastResidual(FastMixed):
         convs = [] if shortcut is None else [m for m in shortcut.modules() if isinstance(m, nn.Conv2d)]
         self.shortcut = Product(convs[0].weight.flatten(1), convs[0].bias, relu=False) if convs else None
 
-    def on_rows(self, rows: Tensor, region: Region) -> Tensor:
+    def forward(self, x: RegionTensor) -> RegionTensor:
+        """Shapes as in the original; the sum carries along what lies outside."""
+        return replace(super().forward(x), outside=x.outside, reading=x.reading)
+
+    def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None) -> Tensor:
         """(P, C) to (P, O); in place where the shortcut is the input itself."""
         total = rows if self.shortcut is None else self.shortcut(rows)
-        return self.project.add_to(total, super().on_rows(rows, region))
+        return self.project.add_to(total, super().on_rows(rows, region, outside))
 
 
 class DenseConv(nn.Module):
@@ -268,7 +281,7 @@ class DenseConv(nn.Module):
             return self.conv(x)
         n, _, h, w = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(n * h * w, -1)
-        return self.winograd(rows, _full((n, h, w), x.device)).view(n, h, w, -1).permute(0, 3, 1, 2)
+        return self.winograd(rows, *2 * [_full((n, h, w), x.device)]).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class DenseResidual(nn.Module):

@@ -2,13 +2,14 @@
 (Toom and Cook's construction). A tile of 4 outputs takes 10 products of each input with each output channel where r is 7, not 28; 6, not 12,
 where r is 3; a tile of 4x4 outputs of a 3x3 kernel 36, not 144.
 
-A tile is computed if one of its pixels is active, and reads zeros outside the region. With a dilation of d a tile lies on every d-th pixel.
+A tile is computed if one of its pixels is active, and reads zeros outside the region, or a Ring. With a dilation of d a tile lies on every d-th pixel.
 """
 import math
 from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc.region import Region
@@ -35,6 +36,25 @@ def _both_axes(along: tuple[Tensor, Tensor], tiles: Tensor) -> Tensor:
     tiles = tiles.view(n, -1)
     tiles = (tiles if n == 1 else along[0] @ tiles).view(m, n_, -1)
     return (tiles if n_ == 1 else along[1] @ tiles).view(m * m_, -1)
+
+
+class Ring(Region):
+    """A region, and behind its rows those of the Q cells outside that windows of one kernel read, and a row for zeros. features: (Q + 1, C), what the map
+    `outside` (N, C, H, W) has there. Rows are read by this numbering, and computed for the region alone."""
+
+    def __init__(self, region: Region, outside: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]):
+        super().__init__(region.mask)
+        below, beside = (d * (k // 2) for k, d in zip(kernel, dilation))
+        reached = F.max_pool2d(F.pad(region.mask[:, None].float(), (beside, beside, below, below)), kernel, 1, 0, dilation)[:, 0] > 0
+        self.around = (reached & ~region.mask).flatten().nonzero().squeeze(1)
+        self.first, self.rows = region.rows, region.rows + len(self.around) + 1
+        self.features = outside.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, F.pad(self.around, (0, 1)))
+
+    def slots(self) -> Tensor:
+        """As those of a Region, with the cells around."""
+        slots = super().slots()
+        slots.view(-1)[self.around] = torch.arange(self.first, self.rows - 1, device=self.device)
+        return slots
 
 
 class Reads:
@@ -71,22 +91,22 @@ def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple
 
 
 class Tiles:
-    """The T tiles of a region, of m outputs and n inputs each. taps: what their (n T,) inputs read; place: (R,) where the value of each row lies
+    """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. taps: what their (n T,) inputs read; place: (R,) where the value of each row lies
     among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, and at every fourth pixel of the run."""
 
-    def __init__(self, region: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
+    def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
         across, along = sorted(kernel) if 1 in kernel else kernel  # taps
-        lines = np.append(region.slots().numpy(), region.rows)[_lines(tuple(region.mask.shape), kernel, dilation)]
+        lines = np.append(reads.slots().numpy(), reads.rows)[_lines(tuple(region.mask.shape), kernel, dilation)]
         inside = lines[across // 2:len(lines) - across // 2, :, along // 2:-(along // 2 + TILE)]
-        active = (inside < region.rows).any(0)
+        active = (inside < len(region)).any(0)
         first, x = active.copy(), np.arange(active.shape[1])
         first[:, 1:] &= ~active[:, :-1]
         step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % TILE
         begins = active & (step == 0)
         line, start = begins.nonzero()
-        self.taps = Reads(torch.from_numpy(lines[:, line, start + np.arange(TILE + along - 1)[:, None]].ravel()), region)
+        self.taps = Reads(torch.from_numpy(lines[:, line, start + np.arange(TILE + along - 1)[:, None]].ravel()), reads)
         place = np.zeros(region.rows + 1, dtype=np.int64)
-        place[inside] = (np.arange(len(inside))[:, None, None] * TILE + step) * len(line) + begins.cumsum().reshape(step.shape) - 1
+        place[np.minimum(inside, region.rows)] = (np.arange(len(inside))[:, None, None] * TILE + step) * len(line) + begins.cumsum().reshape(step.shape) - 1
         self.place = torch.from_numpy(place[:-1])
 
 
@@ -100,17 +120,17 @@ class Winograd:
         weight = _both_axes(kernels, conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1))
         self.weight = weight.float().view(-1, *conv.weight.shape[1::-1])
 
-    def tiles(self, region: Region) -> Tiles:
+    def tiles(self, region: Region, reads: Region) -> Tiles:
         """Of this region, made once."""
-        return region.once(("tiles", self.kernel, self.dilation), lambda: Tiles(region, self.kernel, self.dilation))
+        return reads.once(("tiles", self.kernel, self.dilation), lambda: Tiles(region, reads, self.kernel, self.dilation))
 
-    def pays(self, region: Region) -> bool:
+    def pays(self, region: Region, reads: Region) -> bool:
         """Whether it saves enough products; where active pixels lie apart, it may even need more."""
-        return len(self.tiles(region).taps.source) <= PAYS * math.prod(self.kernel) * region.rows
+        return len(self.tiles(region, reads).taps.source) <= PAYS * math.prod(self.kernel) * region.rows
 
-    def __call__(self, rows: Tensor, region: Region) -> Tensor:
-        """(R, C) to (R, O)."""
-        tiles = self.tiles(region)
+    def __call__(self, rows: Tensor, region: Region, reads: Region) -> Tensor:
+        """Rows (., C) of `reads` to (R, O)."""
+        tiles = self.tiles(region, reads)
         taps = _both_axes(self.inputs, tiles.taps(rows).view(math.prod(map(len, self.inputs)), -1))
         products = torch.bmm(taps.view(len(self.weight), -1, rows.shape[1]), self.weight)
         made = _both_axes(self.outputs, products.view(len(self.weight), -1)).view(-1, products.shape[2]).index_select(0, tiles.place).add_(self.bias)
