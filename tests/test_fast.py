@@ -114,7 +114,7 @@ def test_winograd_only_where_pixels_lie_together(kernel, monkeypatch):
             filtered = []
             patch.setattr(winograd.Winograd, "__call__", lambda self, *args, plain=winograd.Winograd.__call__: filtered.append(1) or plain(self, *args))
             found = fast.on_rows(region.gather(x * mask[:, None]), region)
-        assert bool(filtered) == pays == fast.winograd.pays(region, region)
+        assert bool(filtered) == pays == fast.winograd.pays(region)
         torch.testing.assert_close(found, region.gather(conv(x * mask[:, None]).relu()), atol=1e-4, rtol=1e-4)
 
 
@@ -431,7 +431,7 @@ def test_other_readings_are_kept(model, network, name):
     zeros, reading.reading = reading(x, rho), name
     wanted, fast = reading(x, rho), prepare(reading)
     assert any(isinstance(m, FastMixed) for m in fast.modules()) == (name == "features" and network == "irnet")
-    assert not torch.equal(wanted.log_probs, zeros.log_probs)
+    assert torch.equal(wanted.log_probs, zeros.log_probs) == (name == "dense" and network == "resnet101")  # its branches begin with 1x1
     torch.testing.assert_close(fast(x, rho).log_probs.exp(), wanted.log_probs.exp(), atol=2e-5, rtol=1e-4)
 
 

@@ -194,13 +194,12 @@ class FastConv(OnRows):
         self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, relu)
         self.winograd = winograd.Winograd(conv, relu) if _worthwhile(conv) else None
 
-    def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None, reads: Region | None = None) -> Tensor:
-        """(P, C) to (P, O); reads: a Ring of the region, whose rows these are; without one its windows read zeros, whatever is outside."""
-        reads = region if reads is None else reads
-        if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32 and self.winograd.pays(region, reads):
-            return self.winograd(rows, region, reads)
+    def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None, ring: winograd.Ring | None = None) -> Tensor:
+        """(P, C) to (P, O); with a ring of the region the rows are the ring's, without one windows read zeros, whatever is outside."""
+        if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32 and self.winograd.pays(region, ring):
+            return self.winograd(rows, region, ring)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
-            width = math.prod(self.conv.kernel_size) * rows.shape[1]
+            reads, width = region if ring is None else ring, math.prod(self.conv.kernel_size) * rows.shape[1]
             rows = reads.once(("taps", self.window), lambda: winograd.Reads(reads.table(*self.window)[:region.rows].flatten(), reads))(rows).view(region.rows, width)
         return self.product(rows)
 
@@ -237,12 +236,12 @@ class FastMixed(OnRows):
         """(P, C) to (P, O)."""
         outputs = []
         for part, entry, chain in zip(self.entry(rows).split(self.widths, dim=1), self.entries, self.chains):
-            reads = None
+            ring = None
             if outside is not None and len(chain) and chain[0].wide:
-                reads = region.once(("ring", chain[0].window, outside), lambda: winograd.Ring(region, outside, *chain[0].window))
-                part = torch.cat([part, entry(reads.features)])
+                ring = region.once(("ring", chain[0].window, outside), lambda: winograd.Ring(region, outside, *chain[0].window))
+                part = torch.cat([part, entry(ring.features)])
             for conv in chain:
-                part, reads = conv.on_rows(part, region, None, reads), None
+                part, ring = conv.on_rows(part, region, None, ring), None
             outputs.append(part)
         if self.pool is not None:
             outputs.append(self.pool.on_rows(rows, region, outside))
@@ -281,7 +280,7 @@ class DenseConv(nn.Module):
             return self.conv(x)
         n, _, h, w = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(n * h * w, -1)
-        return self.winograd(rows, *2 * [_full((n, h, w), x.device)]).view(n, h, w, -1).permute(0, 3, 1, 2)
+        return self.winograd(rows, _full((n, h, w), x.device)).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class DenseResidual(nn.Module):

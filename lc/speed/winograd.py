@@ -120,17 +120,18 @@ class Winograd:
         weight = _both_axes(kernels, conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1))
         self.weight = weight.float().view(-1, *conv.weight.shape[1::-1])
 
-    def tiles(self, region: Region, reads: Region) -> Tiles:
+    def tiles(self, region: Region, ring: Ring | None = None) -> Tiles:
         """Of this region, made once."""
+        reads = region if ring is None else ring
         return reads.once(("tiles", self.kernel, self.dilation), lambda: Tiles(region, reads, self.kernel, self.dilation))
 
-    def pays(self, region: Region, reads: Region) -> bool:
+    def pays(self, region: Region, ring: Ring | None = None) -> bool:
         """Whether it saves enough products; where active pixels lie apart, it may even need more."""
-        return len(self.tiles(region, reads).taps.source) <= PAYS * math.prod(self.kernel) * region.rows
+        return len(self.tiles(region, ring).taps.source) <= PAYS * math.prod(self.kernel) * region.rows
 
-    def __call__(self, rows: Tensor, region: Region, reads: Region) -> Tensor:
-        """Rows (., C) of `reads` to (R, O)."""
-        tiles = self.tiles(region, reads)
+    def __call__(self, rows: Tensor, region: Region, ring: Ring | None = None) -> Tensor:
+        """(R, C), or the rows of a ring, to (R, O)."""
+        tiles = self.tiles(region, ring)
         taps = _both_axes(self.inputs, tiles.taps(rows).view(math.prod(map(len, self.inputs)), -1))
         products = torch.bmm(taps.view(len(self.weight), -1, rows.shape[1]), self.weight)
         made = _both_axes(self.outputs, products.view(len(self.weight), -1)).view(-1, products.shape[2]).index_select(0, tiles.place).add_(self.bias)
