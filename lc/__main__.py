@@ -91,13 +91,10 @@ def run(args) -> None:
     SegmentationSet(profile.data, "train", args.data)  # data that are not there need not wait for the first run
     runs.run_all(due, args.data, device, args.workers, args.jobs)
     for kind in timings:
-        entry = experiments.catalogue(name)[experiments.CASCADES.get(kind, "initial")]
-        if kind == "systems":
-            print(bench.systems(name, device=device))
-        elif runs.weights_path(entry.name, entry.run) is None:
-            print(f"{entry.name} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {entry.name}`")
-        else:
-            print(bench.run(name, entry.name, args.data, device))
+        run_ = experiments.CASCADES.get(kind)
+        there = run_ is None or runs.weights_path(run_, experiments.experiment(name, run_).run)
+        print(bench.systems(name, device=device) if run_ is None else bench.run(name, run_, args.data, device, compiled=False) if there else
+              f"{run_} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {run_}`")
 
 
 def train(args) -> None:
@@ -126,10 +123,10 @@ def bench(args) -> None:
     on regions (`region`), the full network (`network`), LC on timm's (`networks`) and a training step (`training`) at the paper's pixel shares,
     the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`). On a GPU, blocks and networks are
     timed in eight settings (dtype, batch, size); a call that is cut off goes on with those that are left."""
-    if args.halo and args.kind != "network":
-        raise InputError(f"--halo {args.halo} is for `bench network`, got `bench {args.kind}`; a trained cascade has its own: --experiment lc-halo-4")
+    if (args.halo or args.reading) and args.kind != "network":
+        raise InputError(f"--{f'halo {args.halo}' if args.halo else 'reading'} is for `bench network`, got `bench {args.kind}`; a trained cascade has its own: --experiment lc-halo-4")
     from lc.speed import bench as timing
-    device, chosen = _device(args.device), {key: value for key in ("repeats", "halo") if (value := getattr(args, key))}
+    device, chosen = _device(args.device), {key: value for key in ("repeats", "halo", "reading") if (value := getattr(args, key))}
     name, _ = experiments.chosen_profile(args.profile)
     call = {"cascade": lambda: timing.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
             "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
@@ -258,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network", "networks", "training", "loader", "systems", "poster"))
     sub.add_argument("--images", type=int, default=10)
     sub.add_argument("--halo", type=int, default=0, help="of `network`: cells computed round each region (default: 0, as in the paper)")
+    sub.add_argument("--reading", choices=["features"], help="of `network`, on a CPU: what windows read outside a region (default: zeros)")
     sub.add_argument("--repeats", type=int, help="rounds after the warm-up (default: 5 to 15, by kind)")
     sub.add_argument("--json", type=Path, metavar="FILE")
     for call in (predict, video):

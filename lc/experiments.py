@@ -154,24 +154,25 @@ def _paper(p: Profile) -> list[Experiment]:
             *(Experiment(f"study-{study}", title, best, 0, sweep=False, study=study) for study, (_, title) in STUDIES.items())]
 
 
+def _changed(name: str, title: str, run: RunConfig, control: str = "dsn") -> Experiment:
+    """A run with one thing of LC, or of the DSN, changed; one that is timed is also evaluated at every other rho."""
+    return Experiment(name, title, run, 0, sweep=name in CASCADES, group="why", control=control)
+
+
 def _why(p: Profile) -> list[Experiment]:
     """LC at the best rho with one thing changed, and the DSN with the same change where it can have it."""
     initial, rho, hs = _initial(p, p.seeds[0]), float(BEST_RHO), published("text", "hs-confidence-above").value / 100
     best = _tuned(p, rho, initial)
-    halos = [Experiment(name, f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)),
-                        0, group="why", control="dsn") for name, k in HALOS.items()]
-    readings = [Experiment(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading)), 0, sweep=name in CASCADES,
-                           group="why", control="dsn") for name, reading, what in (("lc-dense-read", "dense", "the stage's input"),
-                ("lc-features", "features", "features of the stage before"), ("lc-interpolated", "interpolated", "an interpolation of the region"))]
+    halos = [_changed(name, f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k))) for name, k in HALOS.items()]
+    readings = [_changed(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading))) for name, reading, what in (
+        ("lc-dense-read", "dense", "the stage's input"), ("lc-features", "features", "features of the stage before"), ("lc-interpolated", "interpolated", "an interpolation of the region"))]
     changes = {"long": ("twice the cascade epochs", {"epochs": 2 * p.cascade_epochs}), "fast": ("four times the learning rate", {"lr": 4 * p.cascade_lr}),
                "slow": ("a quarter of the learning rate", {"lr": p.cascade_lr / 4}), "bn": ("batch norm not frozen", {"freeze_bn": False}),
                "no-hs": (f"no loss on pixels that a stage gets wrong with a confidence above {hs:g} (HS)", {"hard_above": hs})}
-    pairs = [Experiment(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, at, initial, **change), 0, sweep=False, group="why",
-                        control=f"dsn-{key}" if row == "lc" else "dsn")
+    pairs = [_changed(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, at, initial, **change), f"dsn-{key}" if row == "lc" else "dsn")
              for key, (title, change) in changes.items() for row, at in (("dsn", 1.0), ("lc", rho))]
-    everywhere = [Experiment(name, f"LC, later stages compute every cell; easy ones keep {weight:g} of the loss", replace(
-        _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE)), 0, sweep=False, group="why", control="dsn")
-        for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
+    everywhere = [_changed(name, f"LC, later stages compute every cell; easy ones keep {weight:g} of the loss", replace(
+        _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE))) for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
     return [*halos, *readings, *everywhere, *pairs, *_pretrained(p), *_larger(p)]
 
 
@@ -196,10 +197,8 @@ def _larger(p: Profile) -> list[Experiment]:
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}) -> list[Experiment]:
     """Initial training that differs from the profile's, and from its weights DSN and LC (and LC's `variants`: changes of its network)."""
     best, control = _tuned(p, float(BEST_RHO), initial), f"dsn-{name}"
-    return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False),
-            Experiment(control, f"DSN, {title}", _tuned(p, 1.0, initial), 0, sweep=False, group="why", control="dsn"),
-            *(Experiment(run := f"lc-{name}{key}", f"LC, {title}{key and f', as lc{key}'}", replace(best, model=replace(initial.model, **change)), 0,
-                         sweep=run in CASCADES, group="why", control=control) for key, change in variants.items())]
+    return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False), _changed(control, f"DSN, {title}", _tuned(p, 1.0, initial)),
+            *(_changed(f"lc-{name}{key}", f"LC, {title}{key and f', as lc{key}'}", replace(best, model=replace(initial.model, **change)), control) for key, change in variants.items())]
 
 
 def _systems(p: Profile) -> list[Experiment]:

@@ -71,8 +71,9 @@ def test_timed_stages_add_up_and_rows_hold_their_ratio():
     model, image = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), halo=1).eval(), torch.randn(1, 3, 96, 96)
     torch.nn.init.normal_(model.heads[0].classify.weight, std=0.5)
     rho = float(model(image, 1.0, depth=1).log_probs.exp().amax(1).quantile(0.2))
-    rows = bench._cascade_rows(model, [image], [1.0, rho], repeats=3)
-    assert [row["rho"] for row in rows] == [None, 1.0, rho] and rows[0]["speedup"] == 1
+    rows, absent = bench._cascade_rows(model, [image], [1.0, rho], repeats=3, compiled=False)
+    assert [row["rho"] for row in rows] == [None, 1.0, rho] and rows[0]["speedup"] == 1 and not absent
+    assert rows[0]["ms"] == min(rows[0]["forms_ms"].values()) == rows[0]["forms_ms"][rows[2]["dense_form"]] and set(rows[0]["forms_ms"]) == {"folded", "all active"}
     assert all(len(row["stage_ms"]) == 3 and min(row["stage_ms"]) > 0 and row["samples"] == 3 for row in rows[1:])
     assert rows[1]["handed"] == rows[1]["computed"] == [1, 1, 1] and rows[1]["ideal"] < 1, "every pixel, and two more heads"
     out = model(image, rho)

@@ -13,6 +13,7 @@ import torch
 
 kernels = pytest.importorskip("lc.speed.kernels")
 
+from lc.errors import InputError
 from lc.region import Region
 from lc.region_conv import RegionTensor, region_conv2d_reference, region_max_pool2d
 from lc.speed import bench
@@ -135,6 +136,8 @@ def test_benches_of_a_gpu_run_through(unhurried, one_thread, tmp_path):  # noqa:
     values = json.loads(bench.network(tmp_path / "y.json", repeats=1, static=True, settings=[(torch.float32, 2, (64, 64))], **SMALL).read_text())
     assert len(values["rows"]) == 2 and all(row["same_labels"] == 1 and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
     grown = json.loads(bench.network(tmp_path / "z.json", repeats=1, static=True, settings=[(torch.float32, 2, (64, 64))], halo=1, **SMALL).read_text())
+    with pytest.raises(InputError, match="reading 'features' has no form in a GPU's buffers"):
+        bench.network(tmp_path / "z.json", repeats=1, static=True, reading="features", **SMALL)
     assert grown["kind"] == "halo-1" and all(1 >= more["active"][1] > row["active"][1] and more["ideal"] < row["ideal"] for more, row in zip(grown["rows"], values["rows"]))
 
 

@@ -135,8 +135,8 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "key": ev[run]["key"], "rows": timed}
                         for run, timed in {"cascade": [("lc-0.985", rows)], "lc-halo-4": [("lc-halo-4", rows), ("dsn", others)]}.get(kind, ())])
     answer, worst = verdicts.answers(ev)[2], tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], same))
-    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and (f"plain LC; a CPU, as set. lc-0.985 comes no nearer than {worst}; lc-halo-4 reaches 1.30x [1.30, 1.30] at rho = 0.995 "
-            "(+0.00 [+0.00, +0.00] points; multiply-adds allow 2.60x). The paper: 2.00x") in answer
+    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("width. lc-halo-4 reaches 1.30x [1.30, 1.30] over folded at rho = 0.995 (+0.00 [+0.00, +0.00] points; "
+            f"multiply-adds allow 2.60x; a CPU, as set). The others come no nearer than: lc-0.985 {worst}. The paper: 2.00x") in answer
     table = verdicts.equal_accuracy(ev)
     assert list(table.xs("lc-halo-4")["equal"]) == ["yes", "yes", *["no"] * 5] and list(table["stage 3, %"]) == [30] * 14
     for row in rows:
@@ -147,6 +147,21 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     assert verdicts.equal_accuracy(ev).empty, "a file of older code has no shares computed"
     del ev.records["dsn"]
     assert len(verdicts.speed_answer(ev)) == 1 and verdicts.equal_accuracy(ev).empty
+
+
+def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
+    """The wide LC with the wide DSN, whatever the narrow one reaches."""
+    ev = evidence(initial=0, irnet=0, dsn=40, lc_0p985=40, dsn_wide=0, lc_wide=0)
+    for name in ("lc-0.985", "lc-wide"):
+        ev[name].values["sweep"], ev[name].arrays["sweep_confusions"] = [{"rho": 0.8, "miou": 0.5}], ev["dsn-wide"].arrays["confusions_val"][None]
+    rows = [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "computed": [1, 0.5, 0.3], "dense_form": "OpenVINO"}]
+    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": ev[{"cascade": "lc-0.985"}.get(kind, kind)]["key"], "rows": rows}]
+                        if kind in ("cascade", "lc-wide") else [])
+    table = verdicts.equal_accuracy(ev)
+    assert dict(zip(table.index.get_level_values(0), table["equal"])) == {"lc-0.985": "no", "lc-wide": "yes"} and set(table["over"]) == {"OpenVINO"}
+    assert "The others come no nearer than: lc-0.985 -" in verdicts._equal_accuracy(ev)[0]
+    ev["lc-wide"].values["sweep"] = []
+    assert "No.**" in verdicts._equal_accuracy(ev)[0] and "None is; they come no nearer than: lc-0.985 -" in verdicts._equal_accuracy(ev)[0]
 
 
 @pytest.mark.parametrize("full, small, word, counts", [

@@ -73,8 +73,8 @@ def rho_curve(ours: pd.DataFrame, paper: pd.DataFrame | None, value: str, ax: Ax
     return _finish(ax, "rho", "percent", title)
 
 
-def trade_off(curves: dict[str, pd.DataFrame], x: str, ax: Axes, title: str, floor: float | None = None) -> Axes:
-    """mIoU (percent) against a cost `x`: one line per name, points labelled by the frame's index where there is room; a single row is a point.
+def trade_off(curves: dict[str, pd.DataFrame], x: str, ax: Axes, title: str, floor: float | None = None, y: str = "mIoU (percent)") -> Axes:
+    """mIoU (or what `y` says) against a cost `x`: one line per name, points labelled by the frame's index where there is room; a single row is a point.
     floor: mIoU of the dense network, as a horizontal line."""
     for (name, points), colour_ in zip(curves.items(), (OUR_COLOUR, *STAGE_COLOURS[1:], PAPER_COLOUR, *sns.color_palette("dark"))):
         ax.plot(points[x], points["mIoU"], "o-", color=colour_, label=name)
@@ -88,7 +88,7 @@ def trade_off(curves: dict[str, pd.DataFrame], x: str, ax: Axes, title: str, flo
             ax.annotate(f"{label}", point, textcoords="offset points", xytext=(4, -9), fontsize=8)
     if floor is not None:
         ax.axhline(floor, color=PAPER_COLOUR, linestyle=":", label="DSN, nobody exits")
-    return _finish(ax, x, "mIoU (percent)", title)
+    return _finish(ax, x, y, title)
 
 
 def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:

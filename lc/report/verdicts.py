@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lc.experiments import CASCADES
+from lc.experiments import CASCADES, catalogue
 from lc.paper import published
 from lc.report import why
 from lc.report.tables import (METHODS, Evidence, decided_shares, difficulty_shares, draws, gain, interval, label_ratios, methods, near_boundary,
@@ -198,34 +198,42 @@ def speed_answer(ev: Evidence) -> list[str]:
 
 
 def equal_accuracy(ev: Evidence) -> pd.DataFrame:
-    """Each timed cascade, LC or LC with a halo, at each rho below 1 on val: mIoU, that less the DSN's in points, whether it is `equal` (the whole interval above -SMALL),
-    cells that stages 2 and 3 compute, the speed-up over its dense form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
-    rows, dsn = {}, draws(ev["dsn"], "confusions_val") if "dsn" in ev.records and ev.profile.tier != "smoke" else None
-    for name, bench in ((name, bench) for kind, name in CASCADES.items() if dsn is not None and name in ev.records for bench in speed_files(kind, ev.profile.name)):
-        timed = {row["rho"]: row for row in bench["rows"] if bench["key"] == ev[name]["key"] and row.get("computed")}  # of this run; older files lack it
-        for at, counts in zip(ev[name]["sweep"], ev[name].arrays["sweep_confusions"]):
-            if at["rho"] < 1 and at["rho"] in timed:
+    """Each timed cascade (lc.experiments.CASCADES) at each rho below 1 on val: mIoU, that of the DSN with the same images and width, the difference in points, whether it is
+    `equal` (the whole interval above -SMALL), cells that stages 2 and 3 compute, the speed-up over its dense form, its quartiles, and what its multiply-adds allow. No row
+    without a timing, or of a smoke run."""
+    rows, entries = {}, catalogue(ev.profile.name)
+    for kind, name, control in ((kind, name, entries[name].control or METHODS["DSN"]) for kind, name in CASCADES.items() if name in entries and ev.profile.tier != "smoke"):
+        if not {name, control} <= set(ev.records) or not ev[name]["sweep"]:
+            continue
+        dsn = draws(ev[control], "confusions_val")
+        for bench in speed_files(kind, ev.profile.name):
+            timed = {row["rho"]: row for row in bench["rows"] if bench["key"] == ev[name]["key"] and row.get("computed")}  # of this run; older files lack it
+            for at, counts in zip(ev[name]["sweep"], ev[name].arrays["sweep_confusions"]):
+                if at["rho"] == 1 or at["rho"] not in timed:
+                    continue
                 row, apart = timed[at["rho"]], draws(ev[name], counts) - dsn
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
-                    "mIoU": 100 * at["miou"], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
-                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)},
+                    "mIoU": 100 * at["miou"], "DSN": dsn[0], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
+                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)}, "over": row.get("dense_form", "folded"),
                     **dict(zip(("speed-up", "lower", "upper", "allowed"), (row[key] for key in ("speedup", "speedup_low", "speedup_high", "ideal"))))}
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["cascade", "rho", "where"]))
 
 
 def _equal_accuracy(ev: Evidence) -> list[str]:
-    """The greatest speed-up (by its lower quartile) of each cascade among the rows of `equal_accuracy` that are equal, and the paper's, as a sentence; none without a timing."""
-    table, parts, miou = equal_accuracy(ev), [], printed("1").loc["mIoU"]
+    """The greatest speed-up (by its lower quartile) of each cascade among the rows of `equal_accuracy` that are equal, how near the others come, and the paper's, as a
+    sentence; none without a timing."""
+    table, miou = equal_accuracy(ev), printed("1").loc["mIoU"]
     if table.empty:
         return []
     same, fps = table[table["equal"] == "yes"], [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
-    places = list(dict.fromkeys(table.index.get_level_values("where")))
-    for name, rows in table.groupby(level=0, sort=False):
-        best = rows.loc[rows.index.isin(same.index)].nlargest(1, "lower")
-        parts += [f"{name} reaches {row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] at rho = {rho} ({row['less the DSN']} points; multiply-adds allow {row['allowed']:.2f}x{'; ' + where if len(places) > 1 else ''})"
-                  for (_, rho, where), row in best.iterrows()] or [f"{name} comes no nearer than {rows.nlargest(1, 'mIoU')['less the DSN'].iloc[0]}"]
-    return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the whole interval lies at most {SMALL:g} points under the DSN's {percent(ev['dsn'], 'val'):.2f} % on val; "
-            f"halo-k: k cells are computed round each region, the others are plain LC; {' and '.join(places)}. {'; '.join(parts)}. The paper: {fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
+    best = same.loc[same.groupby(level=0, sort=False)["lower"].idxmax()]
+    parts = [f"{name} reaches {row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] over {row['over']} at rho = {rho} ({row['less the DSN']} points; multiply-adds allow {row['allowed']:.2f}x; {where})"
+             for (name, rho, where), row in best.iterrows()]
+    apart = (table["mIoU"] - table["DSN"]).drop(best.index.get_level_values(0), level=0)
+    near = [f"{name} {table['less the DSN'][at]}" for name, at in apart.groupby(level=0, sort=False).idxmax().items()]
+    parts += [f"{'The others come' if parts else 'None is; they come'} no nearer than: {', '.join(near)}"] if near else []
+    return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the whole interval lies at most {SMALL:g} points under the mIoU, on val, of the DSN with "
+            f"the same images and width. {'. '.join(parts)}. The paper: {fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
 
 
 def _in_larger_runs(ev: Evidence) -> list[str]:

@@ -153,9 +153,9 @@ def border(ev: Evidence) -> pd.DataFrame:
 
 
 def seeds(ev: Evidence) -> pd.DataFrame:
-    """Gains of LC, and of LC with a halo, over DSN and IRNet: per seed and their mean, on both splits; intervals are over images."""
+    """Gains of LC, of LC with a halo and of LC that reads features, over DSN and IRNet: per seed and their mean, on both splits; intervals are over images."""
     rows = {}
-    for a, b in ((LC, DSN), (LC, IRNET), (HALO, DSN), (HALO, IRNET), (DSN, IRNET)):
+    for a, b in ((LC, DSN), (LC, IRNET), (HALO, DSN), (HALO, IRNET), ("lc-features", DSN), ("lc-features", IRNET), (DSN, IRNET)):
         for split in ev.splits:
             found = {seed: gain(ev, *(n if seed == ev.profile.seeds[0] else f"{n}-seed-{seed}" for n in (a, b)), split) for seed in ev.profile.seeds}
             there = [drawn for drawn in found.values() if drawn is not None]

@@ -20,6 +20,7 @@ from lc.backbone import irnet
 from lc.cascade import STRIDE, LayerCascade
 from lc.config import ModelConfig, Phase, TrainConfig
 from lc.data import SPECS, SegmentationSet, TrainingSamples, epoch_loader, to_input
+from lc.errors import InputError
 from lc.experiments import BEST_RHO, CASCADES, SYSTEMS, catalogue, experiment, profile
 from lc.networks import build
 from lc.paper import columns
@@ -31,49 +32,53 @@ from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, pa
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
 TIMED = {"irnet": "irnet", "vgg16-initial": "vgg16", "resnet101-initial": "resnet101"}  # dense networks: run and name of the row
-OTHERS = ("vgg16", "resnet101")
-SHARES = (1.0, 0.77, 0.5, 0.44, 0.25)
+OTHERS, SHARES = ("vgg16", "resnet101"), (1.0, 0.77, 0.5, 0.44, 0.25)
 SETTINGS = {"cpu": [(torch.float32, 1, (512, 512))],  # dtype, batch, image size
             "cuda": [(dtype, batch, size) for dtype in (torch.bfloat16, torch.float16) for batch in (1, 16) for size in ((512, 512), (1024, 2048))]}
 
 
-def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None) -> Path:
-    """Time a trained cascade at the rho of Table 1 on validation images, one at a time; returns the file written, named after its run (LC's: cascade)."""
+def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None, compiled: bool = True) -> Path:
+    """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run (LC's: cascade).
+    compiled: against every dense form, else against those that need no compiler and no other library."""
     entry = experiment(profile_name, name)
     model, _ = runs.trained(profile_name, name, device)
     data = SegmentationSet(entry.run.data, "val", root)
     picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
     inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
-    rows = _cascade_rows(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats)
-    height, width = inputs[0].shape[2:]
-    values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": [height, width], "images": len(inputs),
-              "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels",
+    rows, absent = _cascade_rows(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats, compiled)
+    values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]), "images": len(inputs),
+              "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels", "absent": absent,
               "model": asdict(entry.run.model), "rows": rows}
     return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, paths.results(profile_name) / "bench")
 
 
 @torch.no_grad()
-def _cascade_rows(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int) -> list[dict]:
-    """One row per contestant, rho or None for the dense network: milliseconds over images x repeats, per stage too, shares handed on and computed (a
-    halo is computed, not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, pair by pair."""
-    quick, dense, size = fast.prepare(model), fast.fold(model).to(memory_format=torch.channels_last), images[0].shape[2:]
-    stages, rows, calls = {rho: [] for rho in rhos}, [], {}
-    for i, image in enumerate(images):
-        calls[None, i] = partial(cost.run_dense, dense, image)
-        calls |= {(rho, i): lambda rho=rho, image=image: stages[rho].append(cost.timed_stages(quick, image, rho)) for rho in rhos}
-    found = alternate(calls, repeats, images[0].device)
-    times = {rho: np.concatenate([found[rho, i] for i in range(len(images))]) for rho in (None, *rhos)}
-    for rho, ms in times.items():
-        (low, median, high), gain = np.quantile(ms, [0.25, 0.5, 0.75]), np.quantile(times[None] / ms, [0.25, 0.5, 0.75])
-        of_stages, more = [median], {"handed": None, "computed": None, "ideal": None}
+def _cascade_rows(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int, compiled: bool) -> tuple[list[dict], dict[str, str]]:
+    """One row per contestant, rho or None for the fastest dense form, and the forms that are absent. Milliseconds an image, over turns: in a turn a contestant takes
+    all images, so that threads of another library, which wait spinning, disturb its first call only; per stage; shares handed on and computed (a halo
+    is computed, not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, turn by turn."""
+    quick, folded, size = fast.prepare(model), fast.fold(model).to(memory_format=torch.channels_last), images[0].shape[2:]
+    whole, stages = nn.Sequential(*folded.stages, folded.heads[-1]), {rho: [] for rho in rhos}
+    dense, absent = dense_forms(whole, images[0]) if compiled else ({"folded": partial(whole, images[0])}, {})
+    dense["all active"] = partial(cost.run_dense, quick, images[0])
+    turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
+    turns |= {rho: lambda rho=rho: stages[rho].extend(cost.timed_stages(quick, image, rho) for image in images) for rho in rhos}
+    times = {key: ms / len(images) for key, ms in alternate(turns, repeats, images[0].device).items()}
+    best = min(dense, key=lambda form: np.median(times[form]))
+    rows, forms, times[None] = [], {form: float(np.median(times[form])) for form in dense}, times[best]
+    for rho in (None, *rhos):
+        more = {"stage_ms": [forms[best]], "handed": None, "computed": None, "ideal": None, "forms_ms": forms}
         if rho is not None:
-            of_stages, outs = (1e3 * np.median(stages[rho][len(images):], axis=0)).tolist(), [quick(image, rho) for image in images]
+            outs = [quick(image, rho) for image in images]
             computed = np.mean([[1.0 if region is None else region.mask.float().mean().item() for region in out.regions] for out in outs], axis=0).tolist()
-            more = {"handed": np.mean([out.shares for out in outs], axis=0).tolist(), "computed": computed,
-                    "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed)}
-        rows.append({"rho": rho, "ms": median, "ms_low": low, "ms_high": high, "samples": len(ms), **dict(zip(("speedup_low", "speedup", "speedup_high"), gain.tolist())),
-                     "stage_ms": of_stages, **more})
-    return rows
+            more = {"stage_ms": (1e3 * np.median(stages[rho][len(images):], axis=0)).tolist(), "handed": np.mean([out.shares for out in outs], axis=0).tolist(),
+                    "computed": computed, "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed)}
+        rows.append({"rho": rho, **_quartiles("ms", times[rho]), "samples": len(times[rho]), "dense_form": best, **_quartiles("speedup", times[best] / times[rho]), **more})
+    return rows, absent
+
+
+def _quartiles(name: str, values: np.ndarray) -> dict[str, float]:
+    return dict(zip((f"{name}_low", name, f"{name}_high"), np.quantile(values, [0.25, 0.5, 0.75]).tolist()))
 
 
 def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> Callable[[Tensor | Region], Callable]:
@@ -159,14 +164,17 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
             names: tuple[str, ...] = ("irnet",), **architecture) -> Path:
     """The full IRNet-LC at the pixel shares of Table 1 (rho = 0.985 and 0.8), index building and all heads included, against the dense
     network with its last head; random weights, as time does not depend on them. Both sides are compared with the plain modules. OTHERS: LC on
-    the backbones of Tables 4 to 6. architecture: settings of lc.networks.build; a halo is computed round these pixels, and has a file of its own."""
-    kind = f"halo-{architecture['halo']}" if architecture.get("halo") else "networks" if names == OTHERS else "network"
+    the backbones of Tables 4 to 6. architecture: settings of lc.networks.build; a halo is computed round these pixels; it has a file of its own, as has another reading."""
+    halo, reading, static = architecture.get("halo", 0), architecture.get("reading", "zero"), device.type == "cuda" if static is None else static
+    if reading != "zero" and static:
+        raise InputError(f"reading {reading!r} has no form in a GPU's buffers: time it with --device cpu")
+    kind = f"halo-{halo}" if halo else reading if reading != "zero" else "networks" if names == OTHERS else "network"
 
     def rows_of(dtype: torch.dtype, batch: int, size: tuple[int, int]) -> tuple[list[dict], dict]:
-        found = {name: _network_rows(device, repeats, device.type == "cuda" if static is None else static, dtype, batch, size, {"network": name, **architecture}) for name in names}
+        found = {name: _network_rows(device, repeats, static, dtype, batch, size, {"network": name, **architecture}) for name in names}
         named = [{"network": name, **row} if names == OTHERS else row for name, (rows, _) in found.items() for row in rows]
         return named, {form: why for _, missing in found.values() for form, why in missing.items()}
-    return by_setting(kind, device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats, halo=architecture.get("halo", 0))
+    return by_setting(kind, device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats, halo=halo, reading=reading)
 
 
 def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int], architecture: dict) -> tuple[list[dict], dict]:
@@ -229,10 +237,7 @@ def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], clas
         else:
             grid = tuple(-(-side // STRIDE) for side in size)
             forms[name, "prepared"] = _network_on(quick, image, torch.float32, False)([blob(share, grid, 0).to(device) for share in left])
-    rows = []
-    for (name, form), times in alternate(forms, repeats, device).items():
-        low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
-        rows.append({"system": name, "form": form, "ms": median, "ms_low": low, "ms_high": high, "parameters": found[name]})
+    rows = [{"system": name, "form": form, **_quartiles("ms", times), "parameters": found[name]} for (name, form), times in alternate(forms, repeats, device).items()]
     rows = [min((row for row in rows if row["system"] == name), key=lambda row: row["ms"]) for name in chosen]
     return {"size": list(size), "batch": 1, "repeats": repeats, "rows": rows}
 
