@@ -445,5 +445,7 @@ def test_a_ring_is_what_windows_reach(model):
     ring = winograd.Ring(region, outside, (1, 3), (2, 2))
     assert ring.around.tolist() == [20, 24] and ring.features[:2, 0].tolist() == [20, 24] and len(ring.features) == 3
     assert ring.rows == region.rows + 3 and len(ring) == 1 and ring.table((1, 3), 2)[0].tolist() == [region.rows, 0, region.rows + 1]
-    tiles = [winograd.Tiles(region, reads, (1, 3), (2, 2)).taps.source for reads in (region, ring)]
+    mask[0, 2, 1:5] = True
+    four = Region(mask, padded=True)
+    tiles = [winograd.Tiles(four, reads, (1, 3), (1, 1)).taps.source for reads in (four, winograd.Ring(four, outside, (1, 3), (1, 1)))]
     assert len(tiles[0]) == len(tiles[1]) == 6, "cells around are read, not computed"
