@@ -82,7 +82,7 @@ def run(args) -> None:
     if not due and not timings:
         print(f"{name}: no run is missing")
         return
-    from lc.speed import bench
+    from lc.speed import bench, trained
     device = _device(args.device)
     profile = experiments.profile(name)
     print(f"device: {machine.device_name(device)}; data set: {profile.data.name}, looked for under {paths.data_root(args.data)}")
@@ -93,7 +93,7 @@ def run(args) -> None:
     for kind in timings:
         run_ = experiments.CASCADES.get(kind)
         there = run_ is None or runs.weights_path(run_, experiments.experiment(name, run_).run)
-        print(bench.systems(name, device=device) if run_ is None else bench.run(name, run_, args.data, device, compiled=False) if there else
+        print(bench.systems(name, device=device) if run_ is None else trained.run(name, run_, args.data, device, compiled=False) if there else
               f"{run_} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {run_}`")
 
 
@@ -125,10 +125,10 @@ def bench(args) -> None:
     timed in eight settings (dtype, batch, size); a call that is cut off goes on with those that are left."""
     if (args.halo or args.reading) and args.kind != "network":
         raise InputError(f"--{f'halo {args.halo}' if args.halo else 'reading'} is for `bench network`, got `bench {args.kind}`; a trained cascade has its own: --experiment lc-halo-4")
-    from lc.speed import bench as timing
+    from lc.speed import bench as timing, trained
     device, chosen = _device(args.device), {key: value for key in ("repeats", "halo", "reading") if (value := getattr(args, key))}
     name, _ = experiments.chosen_profile(args.profile)
-    call = {"cascade": lambda: timing.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
+    call = {"cascade": lambda: trained.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
             "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
             "networks": lambda: timing.network(args.json, device, names=timing.OTHERS, **chosen),
             "systems": lambda: timing.systems(name, args.json, device, **chosen)}

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lc.speed import bench, cost
+from lc.speed import cost, trained
 from lc.backbone import cut_stages, irnet
 from lc.cascade import build_irnet_lc
 from lc.paper import published
@@ -71,7 +71,7 @@ def test_timed_stages_add_up_and_rows_hold_their_ratio():
     model, image = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), halo=1).eval(), torch.randn(1, 3, 96, 96)
     torch.nn.init.normal_(model.heads[0].classify.weight, std=0.5)
     rho = float(model(image, 1.0, depth=1).log_probs.exp().amax(1).quantile(0.2))
-    rows, absent = bench._cascade_rows(model, [image], [1.0, rho], repeats=3, compiled=False)
+    rows, absent = trained.timed(model, [image], [1.0, rho], repeats=3, compiled=False)
     assert [row["rho"] for row in rows] == [None, 1.0, rho] and rows[0]["speedup"] == 1 and not absent
     assert rows[0]["ms"] == min(rows[0]["forms_ms"].values()) == rows[0]["forms_ms"][rows[2]["dense_form"]] and set(rows[0]["forms_ms"]) == {"folded", "all active"}
     assert all(len(row["stage_ms"]) == 3 and min(row["stage_ms"]) > 0 and row["samples"] == 3 for row in rows[1:])

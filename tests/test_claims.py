@@ -102,7 +102,7 @@ def test_faster_needs_quartiles_apart(house, times, said):
     rows = [dict(zip(("system", "ms_low", "ms", "ms_high"), (name, *times[3 * i:3 * i + 3]))) for i, name in enumerate(("lc-0.985", "segnet"))]
     folder = house / "results" / "camvid-lite" / "bench"
     folder.mkdir(parents=True)
-    (folder / "systems-test.json").write_text(json.dumps({"device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": rows}))
+    (folder / "systems-test.json").write_text(json.dumps({"kind": "systems", "device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": rows}))
     ev = tables.Evidence(tables.profile("camvid-lite"), {})
     assert claims._compare("faster", ev, ["lc-0.985", "segnet"], None)[0] == said
     assert not systems.missing(ev, "time:segnet") and systems.missing(ev, "time:deeplab-v2")

@@ -171,7 +171,7 @@ def test_the_answer_on_speed(house, monkeypatch, full, small, word, counts):
     """Yes only where every row reaches the paper's factor, No where none gained; each network by itself."""
     rows = {"network": full, "cascade": small}
     monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "that CPU", "where": "that CPU, as set", "rows": [
-        {"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 3} for rho, v in zip((0.985, 0.8), rows[kind])]}])
+        {"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 3} for rho, v in zip((0.985, 0.8), rows[kind])]}] if kind in rows else [])
     monkeypatch.setattr(verdicts, "_equal_accuracy", lambda ev: [])
     answer = verdicts.answers(evidence(initial=0, irnet=0, dsn=0, lc_0p985=0))[1]
     assert answer.startswith(f"**Did the speed gain hold? {word}**") and re.findall(r"faster in (\d) of 2", answer) == [str(n) for n in counts]
@@ -193,9 +193,9 @@ def test_many_settings_are_one_sentence(house, monkeypatch):
     assert list(table["speed-up"]) == ["1.63x", "1.00x [0.90, 1.10]", "4.00x [3.90, 4.10]"] and list(table["multiply-adds allow"])[1:] == ["3.00x"] * 2
     monkeypatch.setattr(claims, "speed_files", verdicts.speed_files)
     monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"where": kind, "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2}]}])
-    assert [len(frame) for frame in verdicts.speedups(ev)] == [3]
+    assert [len(frame) for frame in verdicts.speedups(ev)] == [4]
     shapes = Evidence(profile("shapes"), {"dsn": fake_record("shapes", "dsn")})
-    assert [list(frame.index) for frame in verdicts.speedups(shapes)][1] == ["trained cascade, test data 8x9 (stand-in): cascade"], "procedural data stay out of the paper's table"
+    assert [list(frame.index) for frame in verdicts.speedups(shapes)][1] == [f"trained cascade{wide}, test data 8x9 (stand-in): {kind}" for wide, kind in (("", "cascade"), (" of twice its width", "lc-wide"))], "procedural data stay out of the paper's table"
     assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
     monkeypatch.setattr(claims, "speed_files", lambda _: [])
     assert claims._fact("speed", "0.985", None) == ("open", "not run")
@@ -245,8 +245,11 @@ def test_times_reach_the_tables(house, monkeypatch):
     monkeypatch.setattr(systems, "listed", lambda _: LINES)
     folder = house / "results" / "camvid-lite" / "bench"
     folder.mkdir(parents=True)
+    for kind in ("lc-wide", "lc-wide-features", "halo-4", "features"):
+        (folder / f"{kind}-test.json").write_text(json.dumps({"kind": kind, "halo": 4 if kind == "halo-4" else 0, "device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": [{}]}))
+    assert [[bench["kind"] for bench in tables.speed_files(kind, "camvid-lite")] for kind in ("lc-wide", "halo", "features")] == [["lc-wide"], ["halo-4"], ["features"]]
     rows = [{"system": "segnet", "ms": 8.0, "ms_low": 7, "ms_high": 9, "parameters": 5}]
-    (folder / "systems-test.json").write_text(json.dumps({"device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": rows}))
+    (folder / "systems-test.json").write_text(json.dumps({"kind": "systems", "device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": rows}))
     ev = evidence(dsn=0, lc_0p985=40)
     ev.records["segnet"] = fake_record("camvid-lite", "irnet", parameters=5_000_000)
     ev.records["study-crf"] = fake_record("camvid-lite", "study-context", study={"variants": ["LC", "LC, CRF", "LC, CRF, flip", "DSN"], "miou": [0.5, 0.6, 0.65, 0.7], "seconds": [1, 2, 3, 4]})
@@ -255,7 +258,7 @@ def test_times_reach_the_tables(house, monkeypatch):
     poster = "full width, random weights"
     assert systems.table(ev, "poster")[0][poster].isna().all(axis=None)
     (house / "results" / "bench").mkdir()
-    (house / "results" / "bench" / "poster-test.json").write_text(json.dumps({"device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": [{**rows[0], "system": "vgg16", "ms": 20.0}]}))
+    (house / "results" / "bench" / "poster-test.json").write_text(json.dumps({"kind": "poster", "device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": [{**rows[0], "system": "vgg16", "ms": 20.0}]}))
     assert list(systems.table(ev, "poster")[0][poster].loc["VGG16"]) == [5e-6, 20, 50]
     assert list(systems.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val"]]) == ["study-crf: LC, CRF", 60]
     bench = {"experiment": "lc-0.985", "device": "test", "rows": [{"rho": rho, "ms": 1, "ms_low": 1, "ms_high": 1, "speedup": 1, "stage_ms": [1]}

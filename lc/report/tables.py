@@ -198,6 +198,8 @@ def speed_files(kind: str, profile_name: str = "") -> list[dict]:
     found = []
     for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
         bench, settings = json.loads(path.read_text()), {}
+        if bench["kind"] not in (kind, f"halo-{bench.get('halo')}"):  # of a run whose name begins like this one's
+            continue
         for row in bench["rows"]:
             dtype, batch, size = ({**bench, **row}[key] for key in ("dtype", "batch", "size"))
             settings.setdefault(f"{bench['device']}, {dtype}, batch {batch}, {size[0]}x{size[1]}", []).append(row)
@@ -230,7 +232,7 @@ def bench_table(bench: dict) -> pd.DataFrame:
         stages = {f"stage {i + 1} ms": ms for i, ms in enumerate(row["stage_ms"])} if row["rho"] is not None else {}
         rows["dense" if row["rho"] is None else f"{row['rho']:g}"] = {
             "ms": row["ms"], "quartiles": f"{row['ms_low']:.1f}-{row['ms_high']:.1f}", "images/s": 1000 / row["ms"],
-            "speed-up": row["speedup"], **stages}
+            "speed-up": row["speedup"], "form": row.get("dense_form" if row["rho"] is None else "region_form"), **stages}
     return pd.DataFrame(rows).T.rename_axis("rho")
 
 

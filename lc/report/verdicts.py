@@ -17,7 +17,7 @@ METHOD_CLAIMS = (("DSN", "IRNet", "Deep supervision alone gains little over IRNe
 
 SMALL = 0.5  # points of mIoU
 TIMED = {"full-width network": "at the paper's pixel shares (random weights), over the fastest dense form",  # what is timed, how, and its opponent
-         "small trained LC": "of these pages, over its dense form"}
+         "small trained LC": "of these pages, over the fastest dense form", "trained LC of twice its width": "over the fastest dense form"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _over_seeds(ev: Evidence) -> list[str]:
 def _speedups(ev: Evidence) -> pd.DataFrame:
     """Every measured speed-up of LC at the paper's two rho: a row for each network, device, setting and rho."""
     return pd.DataFrame([{"network": network, "dense_form": "folded", "ideal": np.nan, **row, "where": bench["where"]}
-                         for network, kind, name in zip(TIMED, ("network", "cascade"), ("", ev.profile.name))
+                         for network, kind, name in zip(TIMED, ("network", "cascade", "lc-wide"), ("", *2 * [ev.profile.name]))
                          for bench in speed_files(kind, name) for row in bench["rows"] if row["rho"] in paper_speedups()])
 
 
@@ -214,7 +214,7 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
                 row, apart = timed[at["rho"]], draws(ev[name], counts) - dsn
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
                     "mIoU": 100 * at["miou"], "DSN": dsn[0], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
-                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)}, "over": row.get("dense_form", "folded"),
+                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)}, "in": row.get("region_form", "PyTorch"), "over": row.get("dense_form", "folded"),
                     **dict(zip(("speed-up", "lower", "upper", "allowed"), (row[key] for key in ("speedup", "speedup_low", "speedup_high", "ideal"))))}
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["cascade", "rho", "where"]))
 
@@ -263,7 +263,7 @@ def gains(ev: Evidence) -> list[pd.DataFrame]:
 
 def speedups(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow and the opponent, under the paper's; none without a timing."""
-    named = dict(zip(TIMED, ("full-width network, pixel shares of Table 1", f"trained cascade, {ev.label}")))
+    named = dict(zip(TIMED, ("full-width network, pixel shares of Table 1", f"trained cascade, {ev.label}", f"trained cascade of twice its width, {ev.label}")))
     cells = lambda rho, *values: {(f"rho = {rho:g}", head): value for head, value in zip(("speed-up", "multiply-adds allow", "over"), values)}
     found = {"the paper's frame rates, Titan X": {key: text for rho, value in paper_speedups().items() for key, text in cells(rho, f"{value:.2f}x", None, None).items()}}
     for row in _speedups(ev).itertuples():

@@ -15,70 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lc import paths, records, runs
+from lc import paths, records
 from lc.backbone import irnet
 from lc.cascade import STRIDE, LayerCascade
 from lc.config import ModelConfig, Phase, TrainConfig
-from lc.data import SPECS, SegmentationSet, TrainingSamples, epoch_loader, to_input
+from lc.data import SPECS, SegmentationSet, TrainingSamples, epoch_loader
 from lc.errors import InputError
-from lc.experiments import BEST_RHO, CASCADES, SYSTEMS, catalogue, experiment, profile
+from lc.experiments import BEST_RHO, SYSTEMS, catalogue, experiment, profile
 from lc.networks import build
-from lc.paper import columns
 from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast, winograd
 from lc.speed.opponents import dense_forms, difference, ready, with_spconv
-from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, shares_left, undisturbed, write
+from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, quartiles, shares_left, undisturbed, write
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
 TIMED = {"irnet": "irnet", "vgg16-initial": "vgg16", "resnet101-initial": "resnet101"}  # dense networks: run and name of the row
 OTHERS, SHARES = ("vgg16", "resnet101"), (1.0, 0.77, 0.5, 0.44, 0.25)
 SETTINGS = {"cpu": [(torch.float32, 1, (512, 512))],  # dtype, batch, image size
             "cuda": [(dtype, batch, size) for dtype in (torch.bfloat16, torch.float16) for batch in (1, 16) for size in ((512, 512), (1024, 2048))]}
-
-
-def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None, compiled: bool = True) -> Path:
-    """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run (LC's: cascade).
-    compiled: against every dense form, else against those that need no compiler and no other library."""
-    entry = experiment(profile_name, name)
-    model, _ = runs.trained(profile_name, name, device)
-    data = SegmentationSet(entry.run.data, "val", root)
-    picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
-    inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
-    rows, absent = _cascade_rows(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats, compiled)
-    values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]), "images": len(inputs),
-              "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels", "absent": absent,
-              "model": asdict(entry.run.model), "rows": rows}
-    return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, paths.results(profile_name) / "bench")
-
-
-@torch.no_grad()
-def _cascade_rows(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int, compiled: bool) -> tuple[list[dict], dict[str, str]]:
-    """One row per contestant, rho or None for the fastest dense form, and the forms that are absent. Milliseconds an image, over turns: in a turn a contestant takes
-    all images, so that threads of another library, which wait spinning, disturb its first call only; per stage; shares handed on and computed (a halo
-    is computed, not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, turn by turn."""
-    quick, folded, size = fast.prepare(model), fast.fold(model).to(memory_format=torch.channels_last), images[0].shape[2:]
-    whole, stages = nn.Sequential(*folded.stages, folded.heads[-1]), {rho: [] for rho in rhos}
-    dense, absent = dense_forms(whole, images[0]) if compiled else ({"folded": partial(whole, images[0])}, {})
-    dense["all active"] = partial(cost.run_dense, quick, images[0])
-    turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
-    turns |= {rho: lambda rho=rho: stages[rho].extend(cost.timed_stages(quick, image, rho) for image in images) for rho in rhos}
-    times = {key: ms / len(images) for key, ms in alternate(turns, repeats, images[0].device).items()}
-    best = min(dense, key=lambda form: np.median(times[form]))
-    rows, forms, times[None] = [], {form: float(np.median(times[form])) for form in dense}, times[best]
-    for rho in (None, *rhos):
-        more = {"stage_ms": [forms[best]], "handed": None, "computed": None, "ideal": None, "forms_ms": forms}
-        if rho is not None:
-            outs = [quick(image, rho) for image in images]
-            computed = np.mean([[1.0 if region is None else region.mask.float().mean().item() for region in out.regions] for out in outs], axis=0).tolist()
-            more = {"stage_ms": (1e3 * np.median(stages[rho][len(images):], axis=0)).tolist(), "handed": np.mean([out.shares for out in outs], axis=0).tolist(),
-                    "computed": computed, "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed)}
-        rows.append({"rho": rho, **_quartiles("ms", times[rho]), "samples": len(times[rho]), "dense_form": best, **_quartiles("speedup", times[best] / times[rho]), **more})
-    return rows, absent
-
-
-def _quartiles(name: str, values: np.ndarray) -> dict[str, float]:
-    return dict(zip((f"{name}_low", name, f"{name}_high"), np.quantile(values, [0.25, 0.5, 0.75]).tolist()))
 
 
 def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> Callable[[Tensor | Region], Callable]:
@@ -237,7 +192,7 @@ def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], clas
         else:
             grid = tuple(-(-side // STRIDE) for side in size)
             forms[name, "prepared"] = _network_on(quick, image, torch.float32, False)([blob(share, grid, 0).to(device) for share in left])
-    rows = [{"system": name, "form": form, **_quartiles("ms", times), "parameters": found[name]} for (name, form), times in alternate(forms, repeats, device).items()]
+    rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]} for (name, form), times in alternate(forms, repeats, device).items()]
     rows = [min((row for row in rows if row["system"] == name), key=lambda row: row["ms"]) for name in chosen]
     return {"size": list(size), "batch": 1, "repeats": repeats, "rows": rows}
 

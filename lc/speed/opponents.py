@@ -48,14 +48,20 @@ def _graph(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return partial(capture(module, x), x)
 
 
-def _onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+def session(module: nn.Module, inputs: tuple[Tensor, ...], axes: dict[str, dict[int, str]], spins: bool = True) -> Callable[..., Tensor]:
+    """The module in ONNX Runtime, a call on tensors. axes: names of the inputs, and of their axes of any length; spins: its threads wait for the next call awake."""
     import onnx  # noqa: F401 (the exporter needs it)
     import onnxruntime
     file, options = io.BytesIO(), onnxruntime.SessionOptions()
-    torch.onnx.export(module, (x,), file, dynamo=False, input_names=["x"])
+    torch.onnx.export(module, inputs, file, dynamo=False, input_names=list(axes), dynamic_axes=axes)
     options.intra_op_num_threads = torch.get_num_threads()
-    session, values = onnxruntime.InferenceSession(file.getvalue(), options, ["CPUExecutionProvider"]), x.contiguous().numpy()
-    return lambda: torch.from_numpy(session.run(None, {"x": values})[0])
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    ready = onnxruntime.InferenceSession(file.getvalue(), options, ["CPUExecutionProvider"])
+    return lambda *values: torch.from_numpy(ready.run(None, {name: value.contiguous().numpy() for name, value in zip(axes, values)})[0])
+
+
+def _onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    return partial(session(module, (x,), {"x": {}}), x.contiguous())
 
 
 def _openvino(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:

@@ -106,6 +106,11 @@ def alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> di
     return {name: np.array(values) for name, values in samples.items()}
 
 
+def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
+    """Lower quartile, median and upper quartile as entries of a row."""
+    return dict(zip((f"{name}_low", name, f"{name}_high"), np.quantile(values, [0.25, 0.5, 0.75]).tolist()))
+
+
 def undisturbed(contestants: dict, repeats: int, device: torch.device) -> dict[object, np.ndarray]:
     """`alternate`; InputError if other processes kept more than BUSY cores busy meanwhile: they slow some thread pools more than others."""
     own = psutil.Process()

@@ -1,0 +1,70 @@
+"""Times of trained cascades on the images of their data set, each form of the cascade against each of the dense network's."""
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lc import paths, runs
+from lc.cascade import LayerCascade
+from lc.data import SegmentationSet, to_input
+from lc.experiments import CASCADES, experiment
+from lc.paper import columns
+from lc.speed import cost, exported, fast
+from lc.speed.opponents import dense_forms
+from lc.speed.timing import alternate, quartiles, write
+
+
+def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None, compiled: bool = True) -> Path:
+    """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run (LC's: cascade).
+    compiled: also forms, of both sides, that need a compiler or another library."""
+    entry = experiment(profile_name, name)
+    model, _ = runs.trained(profile_name, name, device)
+    data = SegmentationSet(entry.run.data, "val", root)
+    picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
+    inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
+    rows, absent = timed(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats, compiled)
+    values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]), "images": len(inputs),
+              "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels", "absent": absent,
+              "model": asdict(entry.run.model), "rows": rows}
+    return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, paths.results(profile_name) / "bench")
+
+
+@torch.no_grad()
+def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int, compiled: bool) -> tuple[list[dict], dict[str, str]]:
+    """One row per contestant, rho or None for the dense network, each in its fastest form, and the forms that are absent. Milliseconds an image, over turns: in a turn
+    a contestant takes all images, so that threads of another library, which wait spinning, disturb its first call only; per stage; shares handed on and computed (a
+    halo is computed, not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, turn by turn."""
+    sides, dense, absent = _forms(model, images[0], compiled)
+    stages = {(form, rho): [] for form in sides for rho in rhos}
+    turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
+    turns |= {key: lambda key=key: stages[key].extend(cost.timed_stages(sides[key[0]], image, key[1]) for image in images) for key in stages}
+    times = {key: ms / len(images) for key, ms in alternate(turns, repeats, images[0].device).items()}
+    fastest = lambda keys: min(keys, key=lambda key: np.median(times[key]))
+    best, size = fastest(dense), images[0].shape[2:]
+    rows = [{"rho": None, **quartiles("ms", times[best]), "samples": repeats, "dense_form": best, **quartiles("speedup", times[best] / times[best]), "stage_ms": [float(np.median(times[best]))],
+             "handed": None, "computed": None, "ideal": None, "forms_ms": {form: float(np.median(times[form])) for form in dense}}]
+    for rho in rhos:
+        key, outs = fastest((form, rho) for form in sides), [sides["PyTorch"](image, rho) for image in images]
+        computed = np.mean([[1.0 if region is None else region.mask.float().mean().item() for region in out.regions] for out in outs], axis=0).tolist()
+        rows.append({"rho": rho, **quartiles("ms", times[key]), "samples": repeats, "dense_form": best, "region_form": key[0], **quartiles("speedup", times[best] / times[key]),
+                     "stage_ms": (1e3 * np.median(stages[key][len(images):], axis=0)).tolist(), "handed": np.mean([out.shares for out in outs], axis=0).tolist(),
+                     "computed": computed, "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed),
+                     "forms_ms": {form: float(np.median(times[form, rho])) for form in sides}})
+    return rows, absent
+
+
+def _forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, LayerCascade], dict[str, Callable], dict[str, str]]:
+    """The cascade's forms, calls of the dense network's on the image, and what is absent."""
+    sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
+    whole = nn.Sequential(*folded.stages, folded.heads[-1])
+    dense, absent = dense_forms(whole, image) if compiled else ({"folded": partial(whole, image)}, {})
+    dense["all active"] = partial(cost.run_dense, sides["PyTorch"], image)
+    try:
+        sides |= {"ONNX Runtime": exported.prepare(model)} if "ONNX Runtime" in dense else {}
+    except ValueError as error:
+        absent["LC in ONNX Runtime"] = str(error)
+    return sides, dense, absent
