@@ -145,7 +145,7 @@ def test_exported(model, name, reading, halo, engine, monkeypatch):
         for rho in (1.0, between(cascade, x, 0.5), between(cascade, x, 0.2), 0.0):
             wanted, found = cascade(x, rho), made(x, rho)
             torch.testing.assert_close(found.log_probs.exp(), wanted.log_probs.exp(), atol=2e-5, rtol=1e-4)
-            assert torch.equal(found.decided, wanted.decided)
+            assert torch.equal(found.decided, wanted.decided) and len(cost.timed_stages(made, x, rho)) == 3
 
 
 def test_a_graph_reads_round_its_region_until_a_reduction(model, monkeypatch):

@@ -58,7 +58,7 @@ class Pixels(nn.Module):
         """Shapes as in the original."""
         if not isinstance(x, RegionTensor):
             full = Region(torch.ones(x.shape[0], *x.shape[2:], dtype=torch.bool))
-            return self(RegionTensor.select(x, full, self.reading)).dense()
+            return self.forward(RegionTensor.select(x, full, self.reading)).dense()  # no call: hooks count it once
         given = [x.rows[:len(x.region)], *(value for window, around in self.graph.reads for value in self._read(x, window, around))]
         if self.call is None:
             names = ["rows", *(f"{what}{i}" for i, (_, around) in enumerate(self.graph.reads) for what in ("table", "around")[:1 + around])]
