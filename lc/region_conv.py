@@ -10,9 +10,8 @@ The contract. Let M be the region, x the input map, y the output.
   "dense"         neighbours outside M are read from the map that entered the stage, as long as residual sums carry it along;
                   behind any convolution the outside is zero again, so the readings differ only for a stage's first wide layer
                   and for pooling. In IRNet-B and -C every branch starts with a 1x1 convolution and both readings agree.
-  "features"      as "dense", but a 1x1 convolution that reads this map is computed outside M too, with the batch norm and
-                  activation behind it: the wide window next in the branch sees what the stage before would have it see. Dropout,
-                  as in the heads, ends it: their windows find zeros.
+  "features"      as "dense", but a 1x1 convolution that reads this map is computed outside M too, with the batch norm and activation
+                  behind it: the wide window next in the branch sees what the stage before would have it see; behind dropout (heads), zeros.
   "interpolated"  every wide window and pool finds the mean of the nearby pixels of M there (`interpolated`).
 
 The compact form writes the P pixels of the whole batch as an image of R = h w >= P pixels (1, C, h, w), channels last, i.e. an R x C matrix
