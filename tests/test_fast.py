@@ -380,8 +380,8 @@ def test_a_file_of_several_settings_is_shown_by_setting(house):
     folder = house / "results" / "bench"
     folder.mkdir(parents=True)
     rows = [{"dtype": dtype, "batch": 1, "size": [8, 16], "rho": rho} for dtype in ("bfloat16", "float16") for rho in (0.985, 0.8)]
-    (folder / "network-a-gpu.json").write_text(json.dumps({"device": "a GPU", "rows": rows}))
-    (folder / "training-a-gpu.json").write_text(json.dumps({"device": "a GPU", "dtype": "bfloat16", "batch": 2, "size": [1, 1], "rows": [{"layer": "whole step"}]}))
+    (folder / "network-a-gpu.json").write_text(json.dumps({"kind": "network", "device": "a GPU", "rows": rows}))
+    (folder / "training-a-gpu.json").write_text(json.dumps({"kind": "training", "device": "a GPU", "dtype": "bfloat16", "batch": 2, "size": [1, 1], "rows": [{"layer": "whole step"}]}))
     found = tables.speed_files("network")
     assert [(bench["where"], bench["rows"]) for bench in found] == [("a GPU, bfloat16, batch 1, 8x16", rows[:2]), ("a GPU, float16, batch 1, 8x16", rows[2:])]
     assert [bench["where"] for bench in tables.speed_files("training")] == ["a GPU, bfloat16, batch 2, 1x1"]
