@@ -214,7 +214,7 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
                 row, apart = timed[at["rho"]], draws(ev[name], counts) - dsn
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
                     "mIoU": 100 * at["miou"], "DSN": dsn[0], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
-                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)}, "in": row.get("region_form", "PyTorch"), "over": row.get("dense_form", "folded"),
+                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)}, "over": row.get("dense_form", "folded"),
                     **dict(zip(("speed-up", "lower", "upper", "allowed"), (row[key] for key in ("speedup", "speedup_low", "speedup_high", "ideal"))))}
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["cascade", "rho", "where"]))
 

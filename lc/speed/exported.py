@@ -1,5 +1,5 @@
 """The prepared cascade in ONNX Runtime: a graph for each stage and head, for any number of pixels. Same weights, same labels as lc.speed.fast, whose
-parts it spells out as products and gathers; a small network spends half of its time in PyTorch on calls, which a graph does without.
+parts it spells out as products and gathers; a graph spares the calls on which a small network spends its time in PyTorch (results/NOTES.md).
 """
 import math
 from collections.abc import Iterator

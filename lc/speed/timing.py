@@ -38,7 +38,7 @@ def write(kind: str, device: torch.device, values: dict, target: Path | None, fo
 
 def provenance(device: torch.device) -> dict:
     """`records.provenance` of what is timed on a device."""
-    return records.provenance(device_name(device), "speed/fast", "speed/winograd", *(["speed/kernels"] if device.type == "cuda" else []))
+    return records.provenance(device_name(device), "speed/fast", "speed/winograd", "speed/exported", *(["speed/kernels"] if device.type == "cuda" else []))
 
 
 def file_of(kind: str, device: torch.device, folder: Path) -> Path:

@@ -91,8 +91,8 @@ def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple
 
 
 class Tiles:
-    """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. taps: what their (n T,) inputs read; place: (R,) where the value of each row lies
-    among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, and at every fourth pixel of the run."""
+    """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. taps: what their (n T,) inputs read; place: (R,) where the
+    value of each row lies among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, and at every fourth pixel of the run."""
 
     def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
         across, along = sorted(kernel) if 1 in kernel else kernel  # taps
