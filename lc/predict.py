@@ -2,7 +2,6 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from lc import machine, paths
 from lc.report import plots
-from lc.speed import cost, fast, timing
+from lc.speed import cost, trained
 from lc.cascade import CascadeOutput, cells_to_pixels, upsample
 from lc.data import IGNORE, Spec, read_image, to_input
 from lc.errors import InputError, check_rho
@@ -122,14 +121,13 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
 
 
 @torch.no_grad()
-def frame_rates(model: nn.Module, images: list[np.ndarray], rhos: list[float], height: int | None) -> tuple[float, dict[float, float]]:
-    """Frames per second of the network alone, measured in turns on these images: of the fastest dense form, and of the cascade by rho."""
-    inputs, quick = [_input(model, image, height) for image in images], fast.prepare(model)
-    over = lambda call: [call(x) for x in inputs]
-    dense = {name: partial(over, partial(cost.run_dense, form)) for name, form in (("folded", fast.fold(model)), ("all active", quick))}
-    times = timing.alternate(dense | {rho: partial(over, lambda x, rho=rho: quick(x, rho)) for rho in rhos}, 3, inputs[0].device)
-    rates = {name: 1e3 * len(images) / float(np.median(ms)) for name, ms in times.items()}
-    return max(rates[name] for name in dense), {rho: rates[rho] for rho in rhos}
+def frame_rates(model: nn.Module, images: list[np.ndarray], rhos: list[float], height: int | None) -> tuple[float, dict[float, float], nn.Module]:
+    """Frames per second of the network alone, measured in turns on these images: of the fastest dense form, and of the cascade by rho; and the cascade's fastest form."""
+    inputs = [_input(model, image, height) for image in images]
+    sides, dense, _ = trained.forms(model, inputs[0], compiled=False)
+    rates = {key: 1e3 / float(np.median(ms)) for key, ms in trained.taking_turns(sides, dense, inputs, rhos, 3).items()}
+    best = max(sides, key=lambda form: sum(rates[form, rho] for rho in rhos))
+    return max(rates[form] for form in dense), {rho: rates[best, rho] for rho in rhos}, sides[best]
 
 
 def pick_rho(rates: dict[float, float], target: float) -> float:
@@ -144,13 +142,13 @@ def video(source: Path, out: Path, model: nn.Module, spec: Spec, rho: float, tar
     first = list(itertools.islice(stream, PROBE))
     if not first:
         raise InputError(f"{source} holds no frame")
-    dense, rates = frame_rates(model, [image for _, image in first], sorted({float(r) for r in columns("1", "mIoU")}) if target else [rho], height)
+    dense, rates, quick = frame_rates(model, [image for _, image in first], sorted({float(r) for r in columns("1", "mIoU")}) if target else [rho], height)
     if target:
         rho = pick_rho(rates, target)
         print("FPS by rho:", ", ".join(f"{r:g}: {rate:.1f}" for r, rate in rates.items()), f"- rho = {rho:g}" + ("" if rates[rho] >= target else ", the fastest"))
-    model, seconds = fast.prepare(model), []
+    seconds = []
     for name, image in tqdm(itertools.chain(first, stream), total=count or None, unit="frame"):
-        found = predict(model, image, rho, height)
+        found = predict(quick, image, rho, height)
         pictures = overlays(image, found, spec)
         Image.fromarray(np.concatenate([pictures["labels"], pictures["stages"]], axis=1)).save(out / f"{name}.png")
         seconds.append(found.seconds)

@@ -128,32 +128,26 @@ def test_empty_and_repeated(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("engine", ["PyTorch", "ONNX Runtime"])
 @pytest.mark.parametrize("name, reading, halo", [("irnet", "zero", 0), ("irnet", "zero", 1), ("irnet", "features", 0), ("vgg16", "zero", 0), ("resnet101", "zero", 0)])
-def test_exported(model, name, reading, halo, engine, monkeypatch):
-    """Every stage as a graph of plain operations, run by PyTorch (always) and by ONNX Runtime (where it is installed): the same on regions of several sizes, dense,
-    empty, on images of another size and number."""
-    if engine == "PyTorch":
-        monkeypatch.setattr(exported, "session", lambda module, inputs, axes, spins: module)
-    else:
-        pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed (pip install .[bench])")
+def test_exported(model, name, reading, halo):
+    """The cascade as one graph in ONNX Runtime: the same on regions of several sizes, dense, empty, on images of another size and number, stopped early, and with
+    the pixels given."""
     cascade = copy.deepcopy(model) if name == "irnet" else other(name, 0.125)
     cascade.reading, cascade.halo = reading, halo
     made = exported.prepare(cascade)
     for images, size in ((1, (72, 88)), (2, (64, 64))):
         x = torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(images))
-        for rho in (1.0, between(cascade, x, 0.5), between(cascade, x, 0.2), 0.0):
-            wanted, found = cascade(x, rho), made(x, rho)
-            torch.testing.assert_close(found.log_probs.exp(), wanted.log_probs.exp(), atol=2e-5, rtol=1e-4)
-            assert torch.equal(found.decided, wanted.decided) and len(cost.timed_stages(made, x, rho)) == 3
+        for rho, depth in ((1.0, None), (between(cascade, x, 0.5), None), (between(cascade, x, 0.2), None), (between(cascade, x, 0.2), 2), (0.0, None)):
+            same(made(x, rho, depth), cascade(x, rho, depth))
+        masks = [timing.blob(share, (8, 8), 0, 2) for share in (0.6, 0.3)]
+    with timing.given(masks):
+        same(made(x, masks=masks), cascade(x, 0.5))
 
 
-def test_a_graph_reads_round_its_region_until_a_reduction(model, monkeypatch):
-    """Residual sums carry along what lies outside, a concatenation does not; a window behind another one finds zeros."""
-    monkeypatch.setattr(model, "reading", "features")
-    (_, second, third), reads = prepare(model).stages, lambda *parts: exported.Graph(fast_module.FastStage(*parts), True).reads
-    narrow, low = ((1, 3), (4, 4)), ((3, 1), (4, 4))
-    assert reads(third.irnet_c) == [(narrow, True), (low, False)] and reads(second.reduction_b, third.irnet_c)[-2:] == [(narrow, False), (low, False)]
+def same(found, wanted) -> None:
+    """The two outputs of a cascade agree."""
+    torch.testing.assert_close(found.log_probs.exp(), wanted.log_probs.exp(), atol=2e-5, rtol=1e-4)
+    assert torch.equal(found.decided, wanted.decided) and all(map(torch.equal, found.handed, wanted.handed)) and found.shares == wanted.shares
 
 
 def test_what_cannot_be_exported_says_so(model):
@@ -163,7 +157,7 @@ def test_what_cannot_be_exported_says_so(model):
     with pytest.raises(ValueError, match="a cascade with reading 'interpolated' has no graph: call it itself"):
         exported.prepare(cascade)
     with pytest.raises(ValueError, match="no graph for Sigmoid: call the cascade itself"):
-        exported.Graph(fast_module.FastStage(nn.Sigmoid()), False)
+        exported.as_parts(fast_module.FastStage(nn.Sigmoid()))
 
 
 def test_every_block_of_the_later_stages_is_fast(model):

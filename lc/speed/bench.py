@@ -26,8 +26,10 @@ from lc.networks import build
 from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast, winograd
+from lc.speed.exported import Exported
 from lc.speed.opponents import dense_forms, difference, ready, with_spconv
 from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, quartiles, shares_left, undisturbed, write
+from lc.speed.trained import forms
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
 TIMED = {"irnet": "irnet", "vgg16-initial": "vgg16", "resnet101-initial": "resnet101"}  # dense networks: run and name of the row
@@ -163,8 +165,8 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
 
 @torch.no_grad()
 def systems(profile_name: str, target: Path | None = None, device: torch.device = CPU, repeats: int = 5) -> Path:
-    """Each system of a profile on one image of its size, LC at the shares its record has; random weights. Every network is in the faster
-    of the two forms that need no compiler: folded in channels last, or with its later stages prepared (lc.speed.fast)."""
+    """Each system of a profile on one image of its size, LC at the shares its record has; random weights. Every network is in the fastest
+    of its forms that need no compiler (lc.speed.trained.forms)."""
     entries, size = catalogue(profile_name), profile(profile_name).train.crop
     shares = {name: 1 - np.cumsum(record["metrics"]["val"]["decided"])[:-1] for name in (f"lc-{BEST_RHO}", "lc-0.800", "aspp-lc")
               if name in entries and (record := records.find(entries[name]))}
@@ -182,17 +184,16 @@ def poster(target: Path | None = None, device: torch.device = CPU, repeats: int 
 
 def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], classes: int, size: tuple[int, int], device: torch.device, repeats: int) -> dict:
     torch.manual_seed(0)
-    image, forms, found = torch.randn(1, 3, *size, device=device).to(memory_format=torch.channels_last), {}, {}
+    image, calls, found = torch.randn(1, 3, *size, device=device).to(memory_format=torch.channels_last), {}, {}
     for name, (config, left) in chosen.items():
         model = build(classes, **asdict(config)).eval().to(device, memory_format=torch.channels_last)
-        folded, quick = fast.fold(model).to(memory_format=torch.channels_last), fast.prepare(model)
-        found[name] = sum(p.numel() for p in model.parameters())
+        found[name], (sides, dense, _) = sum(p.numel() for p in model.parameters()), forms(model, image, compiled=False)
         if left is None:
-            forms |= {(name, "folded"): partial(cost.run_dense, folded, image), (name, "prepared"): partial(cost.run_dense, quick, image)}
+            calls |= {(name, form): call for form, call in dense.items()}
         else:
-            grid = tuple(-(-side // STRIDE) for side in size)
-            forms[name, "prepared"] = _network_on(quick, image, torch.float32, False)([blob(share, grid, 0).to(device) for share in left])
-    rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]} for (name, form), times in alternate(forms, repeats, device).items()]
+            masks = [blob(share, tuple(-(-side // STRIDE) for side in size), 0).to(device) for share in left]
+            calls |= {(name, form): _network_on(side, image, torch.float32, False)(masks) for form, side in sides.items()}
+    rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]} for (name, form), times in alternate(calls, repeats, device).items()]
     rows = [min((row for row in rows if row["system"] == name), key=lambda row: row["ms"]) for name in chosen]
     return {"size": list(size), "batch": 1, "repeats": repeats, "rows": rows}
 
@@ -203,6 +204,9 @@ def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: 
         from lc.speed.kernels import DeviceCascade, capture
         cascade = DeviceCascade(model, 0.5, dtype)
         return lambda masks: partial(lambda call: call(image, *masks)[0], capture(cascade, image, *masks))
+
+    if isinstance(model, Exported):
+        return lambda masks: lambda: model(image, masks=tuple(masks)).log_probs
 
     def rows(masks: list[Tensor]) -> Tensor:
         with given(masks):

@@ -1,109 +1,131 @@
-"""The prepared cascade in ONNX Runtime: a graph for each stage and head, for any number of pixels. Same weights, same labels as lc.speed.fast, whose
-parts it spells out as products and gathers; a graph spares the calls on which a small network spends its time in PyTorch (results/NOTES.md).
+"""The prepared cascade as one ONNX Runtime graph: all stages, and the choice of pixels between them, as products and gathers for any number of pixels. Same weights,
+same labels as lc.speed.fast, whose parts it spells out; it spares the calls and tables on which a small network spends its time in PyTorch (results/NOTES.md).
+
+Cells: the K = N h w places of the stride-8 grid, as rows. A map of the active ones has a row of zeros in front, so that 0 says "not there".
 """
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc.cascade import LayerCascade
-from lc.region import Region, _pair
-from lc.region_conv import RegionTensor
+from lc.cascade import CascadeOutput, LayerCascade
+from lc.errors import check_rho
+from lc.region import _pair
 from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, Product, fold
 from lc.speed.fast import prepare as prepared
 from lc.speed.opponents import session
-from lc.speed.winograd import Ring
-
-SPINS = False  # the threads of each graph would disturb the next
 
 
-def prepare(model: LayerCascade) -> LayerCascade:
-    """A copy of a trained cascade for inference on a CPU, as lc.speed.fast.prepare gives it, in ONNX Runtime: call it like the original. ImportError without
-    ONNX Runtime, ValueError for a cascade whose later stages have no fast form."""
-    first, model = fold(model), prepared(model)
-    if not all(isinstance(stage, FastStage) for stage in model.stages[1:]):
-        raise ValueError(f"a cascade with reading {model.reading!r} has no graph: call it itself, or lc.speed.fast.prepare")
-    model.stages[0], model.heads[0] = (Dense(part) for part in (first.stages[0], first.heads[0]))
-    for number in range(1, len(model.stages)):
-        model.stages[number] = Pixels(model.stages[number], model.reading)
-        if isinstance(model.heads[number], FastStage):
-            model.heads[number] = Pixels(model.heads[number], "zero")
-    return model
+def prepare(model: LayerCascade) -> "Exported":
+    """A copy of a trained cascade for inference on a CPU, as lc.speed.fast.prepare gives it, in ONNX Runtime: call it like the original. ImportError at the first
+    call without ONNX Runtime, ValueError for a cascade whose later stages have no fast form."""
+    return Exported(model)
 
 
-class Dense(nn.Module):
-    """A module on maps; a graph for each size, as sizes that a graph leaves open cost half of its speed."""
+class Exported(nn.Module):
+    """A cascade whose calls run in a graph, made at the first call for each size of image and depth: sizes that a graph leaves open cost half of stage 1's speed."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, model: LayerCascade):
         super().__init__()
-        self.calls, self.module = {}, module
+        self.graph, self.calls = Graph(model), {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes as in the original."""
-        if x.shape not in self.calls:
-            self.calls[x.shape] = session(self.module, (x,), {"x": {}}, SPINS)
-        return self.calls[x.shape](x)
-
-
-class Pixels(nn.Module):
-    """A FastStage on any pixels. reading: what its windows read outside the region, "zero" or "features"."""
-
-    def __init__(self, stage: FastStage, reading: str):
-        super().__init__()
-        self.graph, self.reading, self.call = Graph(stage, reading == "features"), reading, None
-
-    def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
-        """Shapes as in the original."""
-        if not isinstance(x, RegionTensor):
-            full = Region(torch.ones(x.shape[0], *x.shape[2:], dtype=torch.bool))
-            return self.forward(RegionTensor.select(x, full, self.reading)).dense()  # no call: hooks count it once
-        given = [x.rows[:len(x.region)], *(value for window, around in self.graph.reads for value in self._read(x, window, around))]
-        if self.call is None:
-            names = ["rows", *(f"{what}{i}" for i, (_, around) in enumerate(self.graph.reads) for what in ("table", "around")[:1 + around])]
-            self.call = session(self.graph, tuple(given), {name: {0: name} for name in names}, SPINS)
-        return x.with_rows(self.call(*given))
-
-    def _read(self, x: RegionTensor, window: tuple, around: bool) -> Iterator[Tensor]:
-        """What Graph takes of a window: the rows that it reads, (P T,), and the features round the region, (Q, C)."""
-        if not around:
-            yield x.region.table(*window)[:len(x.region)].flatten()
-            return
-        ring = x.region.once(("ring", window, x.outside), lambda: Ring(x.region, x.outside, *window))
-        yield ring.table(*window)[:len(x.region)].flatten().clamp(max=ring.rows - 1)
-        yield ring.features[:-1]
+    @torch.no_grad()
+    def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:
+        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever they are sure of."""
+        depth, rho = len(self.graph.stages[:depth]), check_rho(rho)
+        values = (image, torch.tensor(rho if rho < 1 else math.inf), *masks)  # rho = 1 is a rule: nobody exits
+        key = (*image.shape, depth, len(masks))
+        if key not in self.calls:
+            self.graph.depth = depth
+            self.calls[key] = session(self.graph, values, ["image", "rho", *(f"mask{i}" for i in range(len(masks)))])
+        log_probs, handed = self.calls[key](*values)
+        return CascadeOutput(log_probs, handed.sum(0, dtype=torch.uint8), handed=list(handed))
 
 
 class Graph(nn.Module):
-    """The parts of a FastStage on rows (P, C), as operations that any engine has. reads: windows (kernel, dilation), and whether they read cells around the
-    region too, in the order of their inputs."""
+    """LayerCascade.forward in operations that any engine has."""
 
-    def __init__(self, stage: FastStage, features: bool):
+    def __init__(self, model: LayerCascade):
         super().__init__()
-        self.parts, around, windows = [], features, []
-        for part in (part for item in stage for part in (item if type(item) is nn.Sequential else [item])):
-            if not isinstance(part, (FastConv, FastPool, FastMixed)):
-                raise ValueError(f"no graph for {type(part).__name__}: call the cascade itself, or lc.speed.fast.prepare")
-            for first, one in ((n == 0, one) for chain in (part.chains if isinstance(part, FastMixed) else [[part]]) for n, one in enumerate(chain)):
-                windows += [(_window(one), around and first)] if isinstance(one, FastPool) or one.wide else []
-            windows += [(_window(part.pool), around)] if isinstance(part, FastMixed) and part.pool is not None else []
-            self.parts.append((part, around))
-            around = around and isinstance(part, FastResidual)
-        self.reads = list(dict.fromkeys(windows))
+        self.depth, self.halo, self.features = None, model.halo, model.reading == "features"
+        first, later = fold(model), prepared(model)
+        if not all(isinstance(stage, FastStage) for stage in later.stages[1:]):
+            raise ValueError(f"a cascade with reading {model.reading!r} has no graph: call it itself, or lc.speed.fast.prepare")
+        self.stages, self.heads = (nn.ModuleList([parts[0], *map(as_parts, rest[1:])]) for parts, rest in ((first.stages, later.stages), (first.heads, later.heads)))
 
-    def forward(self, rows: Tensor, *given: Tensor) -> Tensor:
-        """(P, C), and what Pixels says of each window, to (P, O)."""
-        values = iter(given)
-        read = {key: (next(values), next(values) if key[1] else None) for key in self.reads}
-        for part, around in self.parts:
-            run = _mixed if isinstance(part, FastMixed) else _pooled if isinstance(part, FastPool) else _conv
-            rows = run(part, rows, read, around)
-        return rows
+    def forward(self, image: Tensor, rho: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W), () and (N, h, w) each to log_probs (N, K, h, w) and handed (S, N, h, w)."""
+        features = self.stages[0](image)
+        log_probs = self.heads[0](features).log_softmax(dim=1)
+        shape = [int(side) for side in (len(log_probs), *log_probs.shape[2:])]  # numbers, so that tables of the grid are constants
+        source, place, log_probs, handed = _cells(features), None, _cells(log_probs), [torch.ones(shape, dtype=torch.bool)]  # place: the row of each cell, None: its own
+        for number in range(1, len(self.stages[:self.depth])):
+            handed.append(handed[-1] & (masks[number - 1] if masks else (log_probs.amax(1).exp() < rho).view(shape)))
+            pixels = Pixels(handed[-1] if not self.halo else F.max_pool2d(handed[-1][:, None].float(), 2 * self.halo + 1, 1, self.halo)[:, 0] > 0)
+            rows = source.index_select(0, pixels.index if place is None else place.index_select(0, pixels.index))
+            rows, outside = _run(self.stages[number], rows, pixels, source if self.features else None)
+            logits = pixels.cells(_run(self.heads[number], rows, pixels)[0]).log_softmax(dim=1)
+            log_probs = torch.where(handed[-1].view(-1, 1), logits, log_probs)
+            source, place = (pixels.cells(rows, outside), None) if self.features else (_behind_zeros(rows), pixels.slots)
+        return log_probs.view(*shape, -1).permute(0, 3, 1, 2), torch.stack(handed)
 
 
-def _window(part: FastConv | FastPool) -> tuple:
-    return (_pair(part.pool.kernel_size), _pair(part.pool.dilation)) if isinstance(part, FastPool) else part.window
+class Pixels:
+    """The P pixels that a stage computes. mask: (N, h, w) bool; index: (P,) their cells; slots: (K,) from 1, the row of each cell's pixel."""
+
+    def __init__(self, mask: Tensor):
+        self.mask, self.index = mask, mask.flatten().nonzero().squeeze(1)
+        self.slots, self.tables = mask.flatten().long().cumsum(0) * mask.flatten(), {}
+
+    def cells(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
+        """(P, C) to (K, C): zeros, or what `outside` (K, C) has, on other cells."""
+        found = _behind_zeros(rows).index_select(0, self.slots)
+        return found if outside is None else torch.where(self.mask.view(-1, 1), found, outside)
+
+    def reads(self, kernel: tuple[int, int], dilation: tuple[int, int], around: bool) -> tuple[Tensor, Tensor | None]:
+        """(P T,), the slot that each tap reads; around: behind those of the pixels come those of the Q other cells that windows reach, (Q,)."""
+        if (kernel, dilation, around) not in self.tables:
+            self.tables[kernel, dilation, around] = self._reads(kernel, dilation, around)
+        return self.tables[kernel, dilation, around]
+
+    def _reads(self, kernel: tuple[int, int], dilation: tuple[int, int], around: bool) -> tuple[Tensor, Tensor | None]:
+        (below, beside), slots, ring = (d * (k // 2) for k, d in zip(kernel, dilation)), self.slots, None
+        if around:
+            reached = F.max_pool2d(F.pad(self.mask[:, None].float(), (beside, beside, below, below)), kernel, 1, 0, dilation)[:, 0] > 0
+            ring = (reached & ~self.mask).flatten()
+            slots, ring = slots + ring * (self.mask.long().sum() + ring.long().cumsum(0)), ring.nonzero().squeeze(1)
+        (n, h, w), width = self.mask.shape, self.mask.shape[2] + 2 * beside
+        cells = F.pad(torch.arange(1, n * h * w + 1).view(n, h, w), (beside, beside, below, below))  # 0: behind the image's border
+        corners = (torch.arange(n)[:, None, None] * cells.shape[1] + torch.arange(h)[:, None]) * width + torch.arange(w)
+        taps = torch.arange(kernel[0])[:, None] * dilation[0] * width + torch.arange(kernel[1]) * dilation[1]
+        windows = cells.flatten()[corners.flatten()[:, None] + taps.flatten()].index_select(0, self.index)
+        return _behind_zeros(slots[:, None]).flatten().index_select(0, windows.flatten()), ring
+
+
+def as_parts(stage: nn.Module) -> nn.ModuleList:
+    """The parts of a FastStage in a row; ValueError for one that has no graph."""
+    parts = [part for item in stage.children() for part in (item if type(item) is nn.Sequential else [item])]
+    for part in parts:
+        if not isinstance(part, (FastConv, FastPool, FastMixed)):
+            raise ValueError(f"no graph for {type(part).__name__}: call the cascade itself, or lc.speed.fast.prepare")
+    return nn.ModuleList(parts)
+
+
+def _cells(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _behind_zeros(rows: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, int(rows.shape[1]), dtype=rows.dtype), rows])  # a number, so that the zeros are a constant
+
+
+def _run(parts: nn.ModuleList, rows: Tensor, pixels: Pixels, outside: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Rows (P, C) to (P, O), and what is left outside them: only residual sums carry it along."""
+    for part in parts:
+        run = _mixed if isinstance(part, FastMixed) else _pooled if isinstance(part, FastPool) else _conv
+        rows, outside = run(part, rows, pixels, outside), outside if isinstance(part, FastResidual) else None
+    return rows, outside
 
 
 def _linear(product: Product, rows: Tensor, relu: bool | None = None) -> Tensor:
@@ -111,31 +133,33 @@ def _linear(product: Product, rows: Tensor, relu: bool | None = None) -> Tensor:
     return made.relu() if (product.relu if relu is None else relu) else made
 
 
-def _gathered(rows: Tensor, table: Tensor, around: Tensor | None) -> Tensor:
-    """(P T, C): of the rows, those around and a row of zeros."""
-    return torch.cat([rows, *([] if around is None else [around]), rows.new_zeros(1, rows.shape[1])]).index_select(0, table)
+def _gathered(rows: Tensor, pixels: Pixels, window: tuple, outside: Tensor | None, entry: Product | None = None) -> Tensor:
+    """(P T, C): what windows read of the rows and, through `entry`, of the map outside."""
+    slots, ring = pixels.reads(*window, outside is not None)
+    if ring is not None:
+        around = outside.index_select(0, ring)
+        rows = torch.cat([rows, around if entry is None else _linear(entry, around)])
+    return _behind_zeros(rows).index_select(0, slots)
 
 
-def _conv(part: FastConv, rows: Tensor, read: dict, around: bool, entry: Product | None = None) -> Tensor:
+def _conv(part: FastConv, rows: Tensor, pixels: Pixels, outside: Tensor | None = None, entry: Product | None = None) -> Tensor:
     if part.wide:
-        table, outside = read[part.window, around]
-        outside = outside if entry is None or outside is None else _linear(entry, outside)
-        rows = _gathered(rows, table, outside).view(-1, math.prod(part.conv.kernel_size) * part.conv.in_channels)
+        rows = _gathered(rows, pixels, part.window, outside, entry).view(-1, math.prod(part.conv.kernel_size) * part.conv.in_channels)
     return _linear(part.product, rows)
 
 
-def _pooled(part: FastPool, rows: Tensor, read: dict, around: bool) -> Tensor:
-    kernel, _ = window = _window(part)
-    return _gathered(rows, *read[window, around]).view(-1, math.prod(kernel), rows.shape[1]).amax(1)
+def _pooled(part: FastPool, rows: Tensor, pixels: Pixels, outside: Tensor | None = None) -> Tensor:
+    kernel, dilation = _pair(part.pool.kernel_size), _pair(part.pool.dilation)
+    return _gathered(rows, pixels, (kernel, dilation), outside).view(-1, math.prod(kernel), rows.shape[1]).amax(1)
 
 
-def _mixed(part: FastMixed, rows: Tensor, read: dict, around: bool) -> Tensor:
+def _mixed(part: FastMixed, rows: Tensor, pixels: Pixels, outside: Tensor | None = None) -> Tensor:
     outputs = []
     for piece, entry, chain in zip(_linear(part.entry, rows).split(part.widths, dim=1), part.entries, part.chains):
-        for n, conv in enumerate(chain):
-            piece = _conv(conv, piece, read, around and n == 0, entry)
+        for number, conv in enumerate(chain):
+            piece = _conv(conv, piece, pixels, *((outside, entry) if number == 0 else ()))
         outputs.append(piece)
-    made = torch.cat([*outputs, *([] if part.pool is None else [_pooled(part.pool, rows, read, around)])], dim=1)
+    made = torch.cat([*outputs, *([] if part.pool is None else [_pooled(part.pool, rows, pixels, outside)])], dim=1)
     if not isinstance(part, FastResidual):
         return made
     made = (rows if part.shortcut is None else _linear(part.shortcut, rows)) + _linear(part.project, made, relu=False)

@@ -1,6 +1,7 @@
-"""Who regions are timed against: the ways to run a dense network, the fastest of which counts. Optional ones (`pip install .[bench]`)
+"""Who regions are timed against: the ways to run a dense network, the fastest of which counts. Those of `pip install .[bench]`
 are named as absent where they are not installed. On a GPU also spconv, the field's library for sparse convolutions, on the same regions."""
 import io
+import warnings
 from collections.abc import Callable
 from functools import partial
 from unittest import mock
@@ -15,9 +16,11 @@ from lc.region_conv import RegionTensor
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # greatest difference, of the reference's greatest value
 
 
-def dense_forms(module: nn.Module, x: Tensor) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
-    """Calls of a folded dense module on x by form, warmed up, and the forms that cannot run here, with the reason."""
-    makers = {"torch.compile": _compiled} | ({"CUDA graph": _graph} if x.is_cuda else {"ONNX Runtime": _onnxruntime, "OpenVINO": _openvino})
+def dense_forms(module: nn.Module, x: Tensor, compiled: bool = True) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    """Calls of a folded dense module on x by form, warmed up, and the forms that cannot run here, with the reason. compiled: also those that need a compiler or
+    what only `.[bench]` installs."""
+    makers = {"CUDA graph": _graph} if x.is_cuda else {"ONNX Runtime": _onnxruntime}
+    makers |= {"torch.compile": _compiled, **({} if x.is_cuda else {"OpenVINO": _openvino})} if compiled else {}
     calls, absent = ready({name: partial(make, module, x) for name, make in makers.items()})
     return {"folded": lambda: module(x), **calls}, absent
 
@@ -32,7 +35,7 @@ def ready(makers: dict[str, Callable[[], Callable]]) -> tuple[dict[str, Callable
             calls[name] = call
         except ImportError as error:
             absent[name] = f"not installed ({error.name})"
-        except (RuntimeError, AssertionError) as error:  # no compiler, or no kernel for this dtype
+        except (RuntimeError, AssertionError, TypeError) as error:  # no compiler, no kernel for this dtype, nothing that can be traced
             absent[name] = str(error).strip().split("\n")[0][:150]
     return calls, absent
 
@@ -48,20 +51,24 @@ def _graph(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     return partial(capture(module, x), x)
 
 
-def session(module: nn.Module, inputs: tuple[Tensor, ...], axes: dict[str, dict[int, str]], spins: bool = True) -> Callable[..., Tensor]:
-    """The module in ONNX Runtime, a call on tensors. axes: names of the inputs, and of their axes of any length; spins: its threads wait for the next call awake."""
+def session(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str]) -> Callable[..., list[Tensor]]:
+    """The module in ONNX Runtime, for inputs of these sizes and names: a call on tensors that gives all outputs."""
     import onnx  # noqa: F401 (the exporter needs it)
     import onnxruntime
     file, options = io.BytesIO(), onnxruntime.SessionOptions()
-    torch.onnx.export(module, inputs, file, dynamo=False, input_names=list(axes), dynamic_axes=axes)
+    with warnings.catch_warnings():  # of constants it meant to be, and of an exporter to come
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module.eval(), inputs, file, dynamo=False, input_names=names)
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # its waiting threads spin within a run only: they would disturb whoever comes next
     ready = onnxruntime.InferenceSession(file.getvalue(), options, ["CPUExecutionProvider"])
-    return lambda *values: torch.from_numpy(ready.run(None, {name: value.contiguous().numpy() for name, value in zip(axes, values)})[0])
+    used = {found.name for found in ready.get_inputs()}
+    return lambda *values: list(map(torch.from_numpy, ready.run(None, {name: value.contiguous().numpy() for name, value in zip(names, values) if name in used})))
 
 
 def _onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    return partial(session(module, (x,), {"x": {}}), x.contiguous())
+    ready, x = session(module, (x,), ["x"]), x.contiguous()
+    return lambda: ready(x)[0]
 
 
 def _openvino(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:

@@ -20,7 +20,7 @@ from lc.speed.timing import alternate, quartiles, write
 
 def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None, compiled: bool = True) -> Path:
     """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run (LC's: cascade).
-    compiled: also forms, of both sides, that need a compiler or another library."""
+    compiled: see dense_forms."""
     entry = experiment(profile_name, name)
     model, _ = runs.trained(profile_name, name, device)
     data = SegmentationSet(entry.run.data, "val", root)
@@ -35,33 +35,39 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
 
 @torch.no_grad()
 def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int, compiled: bool) -> tuple[list[dict], dict[str, str]]:
-    """One row per contestant, rho or None for the dense network, each in its fastest form, and the forms that are absent. Milliseconds an image, over turns: in a turn
-    a contestant takes all images, so that threads of another library, which wait spinning, disturb its first call only; per stage; shares handed on and computed (a
-    halo is computed, not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, turn by turn."""
-    sides, dense, absent = _forms(model, images[0], compiled)
-    stages = {(form, rho): [] for form in sides for rho in rhos}
-    turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
-    turns |= {key: lambda key=key: stages[key].extend(cost.timed_stages(sides[key[0]], image, key[1]) for image in images) for key in stages}
-    times = {key: ms / len(images) for key, ms in alternate(turns, repeats, images[0].device).items()}
+    """One row per contestant, rho or None for the dense network, each in its fastest form, and the forms that are absent. Milliseconds an image; of each stage, what
+    the cascade that stops behind it takes more than one that stops before it (handing over and its head included); shares handed on and computed (a halo is computed,
+    not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, turn by turn."""
+    sides, dense, absent = forms(model, images[0], compiled)
+    times, size = taking_turns(sides, dense, images, rhos, repeats), images[0].shape[2:]
     fastest = lambda keys: min(keys, key=lambda key: np.median(times[key]))
-    best, size = fastest(dense), images[0].shape[2:]
+    best, chosen = fastest(dense), {rho: fastest((form, rho) for form in sides) for rho in rhos}
+    depths = {(rho, depth): lambda rho=rho, depth=depth: [sides[chosen[rho][0]](image, rho, depth) for image in images] for rho in rhos for depth in range(1, len(model.stages) + 1)}
+    until = {key: float(np.median(ms)) / len(images) for key, ms in alternate(depths, repeats, images[0].device).items()}
     rows = [{"rho": None, **quartiles("ms", times[best]), "samples": repeats, "dense_form": best, **quartiles("speedup", times[best] / times[best]), "stage_ms": [float(np.median(times[best]))],
              "handed": None, "computed": None, "ideal": None, "forms_ms": {form: float(np.median(times[form])) for form in dense}}]
-    for rho in rhos:
-        key, outs = fastest((form, rho) for form in sides), [sides["PyTorch"](image, rho) for image in images]
+    for rho, key in chosen.items():
+        outs = [sides["PyTorch"](image, rho) for image in images]
         computed = np.mean([[1.0 if region is None else region.mask.float().mean().item() for region in out.regions] for out in outs], axis=0).tolist()
         rows.append({"rho": rho, **quartiles("ms", times[key]), "samples": repeats, "dense_form": best, "region_form": key[0], **quartiles("speedup", times[best] / times[key]),
-                     "stage_ms": (1e3 * np.median(stages[key][len(images):], axis=0)).tolist(), "handed": np.mean([out.shares for out in outs], axis=0).tolist(),
-                     "computed": computed, "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed),
-                     "forms_ms": {form: float(np.median(times[form, rho])) for form in sides}})
+                     "stage_ms": np.diff([until[rho, depth] for depth in range(1, len(model.stages) + 1)], prepend=0).tolist(),
+                     "handed": np.mean([out.shares for out in outs], axis=0).tolist(), "computed": computed,
+                     "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed), "forms_ms": {form: float(np.median(times[form, rho])) for form in sides}})
     return rows, absent
 
 
-def _forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, LayerCascade], dict[str, Callable], dict[str, str]]:
-    """The cascade's forms, calls of the dense network's on the image, and what is absent."""
+def taking_turns(sides: dict[str, LayerCascade], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int) -> dict[object, np.ndarray]:
+    """Milliseconds an image of each dense form, and of each (form of the cascade, rho), over turns: in a turn a contestant takes all images, so that threads of
+    another library, which wait spinning, disturb its first call only."""
+    turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
+    turns |= {(form, rho): lambda side=side, rho=rho: [side(image, rho) for image in images] for form, side in sides.items() for rho in rhos}
+    return {key: ms / len(images) for key, ms in alternate(turns, repeats, images[0].device).items()}
+
+
+def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, LayerCascade], dict[str, Callable], dict[str, str]]:
+    """The cascade's forms, calls of the dense network's on the image, and what is absent. compiled: see dense_forms."""
     sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
-    whole = nn.Sequential(*folded.stages, folded.heads[-1])
-    dense, absent = dense_forms(whole, image) if compiled else ({"folded": partial(whole, image)}, {})
+    dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image, compiled)
     dense["all active"] = partial(cost.run_dense, sides["PyTorch"], image)
     try:
         sides |= {"ONNX Runtime": exported.prepare(model)} if "ONNX Runtime" in dense else {}
