@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lc.cascade import CascadeOutput, LayerCascade
 from lc.errors import check_rho
-from lc.region import _pair
+from lc.region import Region, _pair
 from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, Product, fold
 from lc.speed.fast import prepare as prepared
 from lc.speed.opponents import session
@@ -59,10 +59,11 @@ class Graph(nn.Module):
         features = self.stages[0](image)
         log_probs = self.heads[0](features).log_softmax(dim=1)
         shape = [int(side) for side in (len(log_probs), *log_probs.shape[2:])]  # numbers, so that tables of the grid are constants
-        source, place, log_probs, handed = _cells(features), None, _cells(log_probs), [torch.ones(shape, dtype=torch.bool)]  # place: the row of each cell, None: its own
+        grid = Region(torch.ones(shape, dtype=torch.bool))
+        source, place, log_probs, handed = _cells(features), None, _cells(log_probs), [grid.mask]  # place: the row of each cell, None: its own
         for number in range(1, len(self.stages[:self.depth])):
             handed.append(handed[-1] & (masks[number - 1] if masks else (log_probs.amax(1).exp() < rho).view(shape)))
-            pixels = Pixels(handed[-1] if not self.halo else F.max_pool2d(handed[-1][:, None].float(), 2 * self.halo + 1, 1, self.halo)[:, 0] > 0)
+            pixels = Pixels(Region(handed[-1]).dilate(self.halo).mask, grid)
             rows = source.index_select(0, pixels.index if place is None else place.index_select(0, pixels.index))
             rows, outside = _run(self.stages[number], rows, pixels, source if self.features else None)
             logits = pixels.cells(_run(self.heads[number], rows, pixels)[0]).log_softmax(dim=1)
@@ -72,10 +73,10 @@ class Graph(nn.Module):
 
 
 class Pixels:
-    """The P pixels that a stage computes. mask: (N, h, w) bool; index: (P,) their cells; slots: (K,) from 1, the row of each cell's pixel."""
+    """The P pixels that a stage computes. mask: (N, h, w) bool; grid: all of its cells; index: (P,) those of the pixels; slots: (K,) from 1, the row of each cell's pixel."""
 
-    def __init__(self, mask: Tensor):
-        self.mask, self.index = mask, mask.flatten().nonzero().squeeze(1)
+    def __init__(self, mask: Tensor, grid: Region):
+        self.mask, self.grid, self.index = mask, grid, mask.flatten().nonzero().squeeze(1)
         self.slots, self.tables = mask.flatten().long().cumsum(0) * mask.flatten(), {}
 
     def cells(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
@@ -95,12 +96,8 @@ class Pixels:
             reached = F.max_pool2d(F.pad(self.mask[:, None].float(), (beside, beside, below, below)), kernel, 1, 0, dilation)[:, 0] > 0
             ring = (reached & ~self.mask).flatten()
             slots, ring = slots + ring * (self.mask.long().sum() + ring.long().cumsum(0)), ring.nonzero().squeeze(1)
-        (n, h, w), width = self.mask.shape, self.mask.shape[2] + 2 * beside
-        cells = F.pad(torch.arange(1, n * h * w + 1).view(n, h, w), (beside, beside, below, below))  # 0: behind the image's border
-        corners = (torch.arange(n)[:, None, None] * cells.shape[1] + torch.arange(h)[:, None]) * width + torch.arange(w)
-        taps = torch.arange(kernel[0])[:, None] * dilation[0] * width + torch.arange(kernel[1]) * dilation[1]
-        windows = cells.flatten()[corners.flatten()[:, None] + taps.flatten()].index_select(0, self.index)
-        return _behind_zeros(slots[:, None]).flatten().index_select(0, windows.flatten()), ring
+        windows = self.grid.table(kernel, dilation, dense=True).index_select(0, self.index)  # cells; K: behind the border
+        return torch.cat([slots, slots.new_zeros(1)]).index_select(0, windows.flatten()), ring
 
 
 def as_parts(stage: nn.Module) -> nn.ModuleList:
