@@ -144,6 +144,15 @@ def test_exported(model, name, reading, halo):
         same(made(x, masks=masks), cascade(x, 0.5))
 
 
+@torch.no_grad()
+def test_exported_sends_everybody_on_at_rho_1(model):
+    """A probability of exactly 1 does not exit there, and does at any rho below."""
+    cascade = copy.deepcopy(model)
+    cascade.heads[0].classify.bias[0] = 1000.0
+    made, x = exported.prepare(cascade), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert (made(x, 1.0).decided == 3).all() and (made(x, 0.999).decided == 1).all()
+
+
 def same(found, wanted) -> None:
     """The two outputs of a cascade agree."""
     torch.testing.assert_close(found.log_probs.exp(), wanted.log_probs.exp(), atol=2e-5, rtol=1e-4)
