@@ -18,8 +18,8 @@ from lc.speed.opponents import session
 
 
 def prepare(model: LayerCascade) -> "Exported":
-    """A copy of a trained cascade for inference on a CPU, as lc.speed.fast.prepare gives it, in ONNX Runtime: call it like the original. ImportError at the first
-    call without ONNX Runtime, ValueError for a cascade whose later stages have no fast form."""
+    """A copy of a trained cascade for inference on a CPU, as lc.speed.fast.prepare gives it, in ONNX Runtime: call it like the original. ValueError
+    for a cascade whose later stages have no fast form."""
     return Exported(model)
 
 
