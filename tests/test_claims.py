@@ -98,13 +98,14 @@ def test_hard_pixels_at_boundaries(house, near, said):
 
 @pytest.mark.parametrize("times, said", [((5, 6, 7, 8, 9, 10), "reproduced"), ((8, 9, 10, 5, 6, 7), "not"), ((5, 6, 9, 8, 9, 10), "not shown")])
 def test_faster_needs_quartiles_apart(house, times, said):
-    """Times of two systems count only where their quartiles do not overlap."""
-    rows = [dict(zip(("system", "ms_low", "ms", "ms_high"), (name, *times[3 * i:3 * i + 3]))) for i, name in enumerate(("lc-0.985", "segnet"))]
+    """Times of two systems count only where their quartiles do not overlap; each says its form."""
+    rows = [dict(zip(("system", "form", "ms_low", "ms", "ms_high"), (name, "folded", *times[3 * i:3 * i + 3]))) for i, name in enumerate(("lc-0.985", "segnet"))]
     folder = house / "results" / "camvid-lite" / "bench"
     folder.mkdir(parents=True)
     (folder / "systems-test.json").write_text(json.dumps({"kind": "systems", "device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": rows}))
     ev = tables.Evidence(tables.profile("camvid-lite"), {})
-    assert claims._compare("faster", ev, ["lc-0.985", "segnet"], None)[0] == said
+    verdict, words = claims._compare("faster", ev, ["lc-0.985", "segnet"], None)
+    assert verdict == said and f"segnet {times[4]:.1f} ms ({times[3]:.1f} to {times[5]:.1f}, folded)" in words
     assert not systems.missing(ev, "time:segnet") and systems.missing(ev, "time:deeplab-v2")
 
 

@@ -116,7 +116,7 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
     if test == "faster":
         ours, other = (system_times(ev.profile.name).loc[name] for name in names)
         said = _grade(ours["ms_high"] < other["ms_low"]) if ours["ms_high"] < other["ms_low"] or other["ms_high"] < ours["ms_low"] else "not shown"
-        return said, ", ".join(f"{name} {row['ms']:.1f} ms ({row['ms_low']:.1f} to {row['ms_high']:.1f})" for name, row in zip(names, (ours, other))) + "; different if the quartiles do not overlap"
+        return said, ", ".join(f"{name} {row['ms']:.1f} ms ({row['ms_low']:.1f} to {row['ms_high']:.1f}, {row['form']})" for name, row in zip(names, (ours, other))) + "; different if the quartiles do not overlap"
     found = verdicts.difference(ev, *names)
     if test == "robust":
         said = "not shown" if found.low < claimed <= found.high else _grade(found.low >= claimed)

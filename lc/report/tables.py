@@ -208,9 +208,9 @@ def speed_files(kind: str, profile_name: str = "") -> list[dict]:
 
 
 def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:
-    """Milliseconds (ms, ms_low, ms_high) and parameters of each system by name, on one device (None: the first); no profile: the poster's."""
+    """Milliseconds (ms, ms_low, ms_high), in which form, and parameters of each system by name, on one device (None: the first); no profile: the poster's."""
     found = [bench["rows"] for bench in speed_files("systems" if profile_name else "poster", profile_name) if device in (None, bench["device"])]
-    return pd.DataFrame(found[0] if found else [], columns=["system", "ms", "ms_low", "ms_high", "parameters"]).set_index("system")
+    return pd.DataFrame(found[0] if found else [], columns=["system", "ms", "ms_low", "ms_high", "form", "parameters"]).set_index("system")
 
 
 def speed_table(bench: dict) -> pd.DataFrame:

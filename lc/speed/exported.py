@@ -15,6 +15,7 @@ from lc.region import Region, _pair
 from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, Product, fold
 from lc.speed.fast import prepare as prepared
 from lc.speed.opponents import session
+from lc.speed.winograd import cells_around
 
 
 def prepare(model: LayerCascade) -> "Exported":
@@ -28,31 +29,30 @@ class Exported(nn.Module):
 
     def __init__(self, model: LayerCascade):
         super().__init__()
-        self.graph, self.calls = Graph(model), {}
+        first, later = fold(model), prepared(model)
+        if not all(isinstance(stage, FastStage) for stage in later.stages[1:]):
+            raise ValueError(f"a cascade with reading {model.reading!r} has no graph: call it itself, or lc.speed.fast.prepare")
+        self.stages, self.heads = (nn.ModuleList([parts[0], *map(as_parts, rest[1:])]) for parts, rest in ((first.stages, later.stages), (first.heads, later.heads)))
+        self.halo, self.features, self.calls = model.halo, model.reading == "features", {}
 
     @torch.no_grad()
     def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:
         """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever they are sure of."""
-        depth, rho = len(self.graph.stages[:depth]), check_rho(rho)
+        rho, key = check_rho(rho), (*image.shape, depth, len(masks))
         values = (image, torch.tensor(rho if rho < 1 else math.inf), *masks)  # rho = 1 is a rule: nobody exits
-        key = (*image.shape, depth, len(masks))
         if key not in self.calls:
-            self.graph.depth = depth
-            self.calls[key] = session(self.graph, values, ["image", "rho", *(f"mask{i}" for i in range(len(masks)))])
+            graph = Graph(self.stages[:depth], self.heads[:depth], self.halo, self.features)
+            self.calls[key] = session(graph, values, ["image", "rho", *(f"mask{i}" for i in range(len(masks)))])
         log_probs, handed = self.calls[key](*values)
         return CascadeOutput(log_probs, handed.sum(0, dtype=torch.uint8), handed=list(handed))
 
 
 class Graph(nn.Module):
-    """LayerCascade.forward in operations that any engine has."""
+    """LayerCascade.forward in operations that any engine has. stages, heads: the first one dense, the others as_parts; features: whether windows read them."""
 
-    def __init__(self, model: LayerCascade):
+    def __init__(self, stages: nn.ModuleList, heads: nn.ModuleList, halo: int, features: bool):
         super().__init__()
-        self.depth, self.halo, self.features = None, model.halo, model.reading == "features"
-        first, later = fold(model), prepared(model)
-        if not all(isinstance(stage, FastStage) for stage in later.stages[1:]):
-            raise ValueError(f"a cascade with reading {model.reading!r} has no graph: call it itself, or lc.speed.fast.prepare")
-        self.stages, self.heads = (nn.ModuleList([parts[0], *map(as_parts, rest[1:])]) for parts, rest in ((first.stages, later.stages), (first.heads, later.heads)))
+        self.stages, self.heads, self.halo, self.features = stages, heads, halo, features
 
     def forward(self, image: Tensor, rho: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W), () and (N, h, w) each to log_probs (N, K, h, w) and handed (S, N, h, w)."""
@@ -61,43 +61,40 @@ class Graph(nn.Module):
         shape = [int(side) for side in (len(log_probs), *log_probs.shape[2:])]  # numbers, so that tables of the grid are constants
         grid = Region(torch.ones(shape, dtype=torch.bool))
         source, place, log_probs, handed = _cells(features), None, _cells(log_probs), [grid.mask]  # place: the row of each cell, None: its own
-        for number in range(1, len(self.stages[:self.depth])):
+        for number in range(1, len(self.stages)):
             handed.append(handed[-1] & (masks[number - 1] if masks else (log_probs.amax(1).exp() < rho).view(shape)))
             pixels = Pixels(Region(handed[-1]).dilate(self.halo).mask, grid)
             rows = source.index_select(0, pixels.index if place is None else place.index_select(0, pixels.index))
             rows, outside = _run(self.stages[number], rows, pixels, source if self.features else None)
             logits = pixels.cells(_run(self.heads[number], rows, pixels)[0]).log_softmax(dim=1)
             log_probs = torch.where(handed[-1].view(-1, 1), logits, log_probs)
-            source, place = (pixels.cells(rows, outside), None) if self.features else (_behind_zeros(rows), pixels.slots)
+            source, place = (pixels.cells(rows, outside), None) if self.features else (_behind_zeros(rows), pixels.rows_of)
         return log_probs.view(*shape, -1).permute(0, 3, 1, 2), torch.stack(handed)
 
 
-class Pixels:
-    """The P pixels that a stage computes. mask: (N, h, w) bool; grid: all of its cells; index: (P,) those of the pixels; slots: (K,) from 1, the row of each cell's pixel."""
+class Pixels(Region):
+    """The P pixels that a stage computes, P left open. grid: all cells; mask, index: as of a Region; rows_of: (K,) from 1, the row of each cell's pixel."""
 
     def __init__(self, mask: Tensor, grid: Region):
-        self.mask, self.grid, self.index = mask, grid, mask.flatten().nonzero().squeeze(1)
-        self.slots, self.tables = mask.flatten().long().cumsum(0) * mask.flatten(), {}
+        super().__init__(mask)
+        self.grid, self.rows_of = grid, mask.flatten().long().cumsum(0) * mask.flatten()
 
     def cells(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
         """(P, C) to (K, C): zeros, or what `outside` (K, C) has, on other cells."""
-        found = _behind_zeros(rows).index_select(0, self.slots)
+        found = _behind_zeros(rows).index_select(0, self.rows_of)
         return found if outside is None else torch.where(self.mask.view(-1, 1), found, outside)
 
     def reads(self, kernel: tuple[int, int], dilation: tuple[int, int], around: bool) -> tuple[Tensor, Tensor | None]:
-        """(P T,), the slot that each tap reads; around: behind those of the pixels come those of the Q other cells that windows reach, (Q,)."""
-        if (kernel, dilation, around) not in self.tables:
-            self.tables[kernel, dilation, around] = self._reads(kernel, dilation, around)
-        return self.tables[kernel, dilation, around]
+        """(P T,), the row that each tap reads; around: behind those of the pixels come those of the Q other cells that windows reach, (Q,)."""
+        return self.once((kernel, dilation, around), lambda: self._reads(kernel, dilation, around))
 
     def _reads(self, kernel: tuple[int, int], dilation: tuple[int, int], around: bool) -> tuple[Tensor, Tensor | None]:
-        (below, beside), slots, ring = (d * (k // 2) for k, d in zip(kernel, dilation)), self.slots, None
+        rows, ring = self.rows_of, None
         if around:
-            reached = F.max_pool2d(F.pad(self.mask[:, None].float(), (beside, beside, below, below)), kernel, 1, 0, dilation)[:, 0] > 0
-            ring = (reached & ~self.mask).flatten()
-            slots, ring = slots + ring * (self.mask.long().sum() + ring.long().cumsum(0)), ring.nonzero().squeeze(1)
+            ring = cells_around(self.mask, kernel, dilation).flatten()
+            rows, ring = rows + ring * (self.mask.long().sum() + ring.long().cumsum(0)), ring.nonzero().squeeze(1)
         windows = self.grid.table(kernel, dilation, dense=True).index_select(0, self.index)  # cells; K: behind the border
-        return torch.cat([slots, slots.new_zeros(1)]).index_select(0, windows.flatten()), ring
+        return torch.cat([rows, rows.new_zeros(1)]).index_select(0, windows.flatten()), ring
 
 
 def as_parts(stage: nn.Module) -> nn.ModuleList:
@@ -132,11 +129,11 @@ def _linear(product: Product, rows: Tensor, relu: bool | None = None) -> Tensor:
 
 def _gathered(rows: Tensor, pixels: Pixels, window: tuple, outside: Tensor | None, entry: Product | None = None) -> Tensor:
     """(P T, C): what windows read of the rows and, through `entry`, of the map outside."""
-    slots, ring = pixels.reads(*window, outside is not None)
+    read, ring = pixels.reads(*window, outside is not None)
     if ring is not None:
         around = outside.index_select(0, ring)
         rows = torch.cat([rows, around if entry is None else _linear(entry, around)])
-    return _behind_zeros(rows).index_select(0, slots)
+    return _behind_zeros(rows).index_select(0, read)
 
 
 def _conv(part: FastConv, rows: Tensor, pixels: Pixels, outside: Tensor | None = None, entry: Product | None = None) -> Tensor:

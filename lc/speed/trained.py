@@ -57,8 +57,8 @@ def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats:
 
 
 def taking_turns(sides: dict[str, LayerCascade], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int) -> dict[object, np.ndarray]:
-    """Milliseconds an image of each dense form, and of each (form of the cascade, rho), over turns: in a turn a contestant takes all images, so that threads of
-    another library, which wait spinning, disturb its first call only."""
+    """Milliseconds an image of each dense form, and of each (form of the cascade, rho), over turns: in a turn a contestant takes all images, so that what
+    another library leaves running disturbs its first calls only."""
     turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
     turns |= {(form, rho): lambda side=side, rho=rho: [side(image, rho) for image in images] for form, side in sides.items() for rho in rhos}
     return {key: ms / len(images) for key, ms in alternate(turns, repeats, images[0].device).items()}

@@ -38,15 +38,19 @@ def _both_axes(along: tuple[Tensor, Tensor], tiles: Tensor) -> Tensor:
     return (tiles if n_ == 1 else along[1] @ tiles).view(m * m_, -1)
 
 
+def cells_around(mask: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    """(N, H, W) bool: cells outside the mask that windows inside it read."""
+    below, beside = (d * (k // 2) for k, d in zip(kernel, dilation))
+    return (F.max_pool2d(F.pad(mask[:, None].float(), (beside, beside, below, below)), kernel, 1, 0, dilation)[:, 0] > 0) & ~mask
+
+
 class Ring(Region):
     """A region, and behind its rows those of the Q cells outside that windows of one kernel read, and a row for zeros. features: (Q + 1, C), what the map
     `outside` (N, C, H, W) has there. Rows are read by this numbering, and computed for the region alone."""
 
     def __init__(self, region: Region, outside: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]):
         super().__init__(region.mask)
-        below, beside = (d * (k // 2) for k, d in zip(kernel, dilation))
-        reached = F.max_pool2d(F.pad(region.mask[:, None].float(), (beside, beside, below, below)), kernel, 1, 0, dilation)[:, 0] > 0
-        self.around = (reached & ~region.mask).flatten().nonzero().squeeze(1)
+        self.around = cells_around(region.mask, kernel, dilation).flatten().nonzero().squeeze(1)
         self.first, self.rows = region.rows, region.rows + len(self.around) + 1
         self.features = outside.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, F.pad(self.around, (0, 1)))
 
