@@ -65,7 +65,7 @@ def test_macs_of_the_cascade_are_those_of_the_layers_that_ran():
 
 
 @torch.no_grad()
-def test_timed_stages_add_up_and_rows_hold_their_ratio():
+def test_rows_of_a_trained_cascade():
     """Times of all stages, one per stage; the dense row's speed-up against itself is 1; a halo is computed, and counts for what multiply-adds allow."""
     torch.manual_seed(0)
     model, image = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), halo=1).eval(), torch.randn(1, 3, 96, 96)

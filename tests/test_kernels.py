@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
+import copy
 import json
 
 import pytest
@@ -16,8 +17,8 @@ kernels = pytest.importorskip("lc.speed.kernels")
 from lc.errors import InputError
 from lc.region import Region
 from lc.region_conv import RegionTensor, region_conv2d_reference, region_max_pool2d
-from lc.speed import bench
-from test_fast import OTHERS, SMALL, between, model, other, unhurried  # noqa: F401 (fixtures)
+from lc.speed import bench, opponents, timing, trained
+from test_fast import OTHERS, SMALL, between, model, other, same, unhurried  # noqa: F401 (fixtures)
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 
@@ -85,17 +86,30 @@ def test_pooling_and_gathering(share):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("images, quantile, halo", [(1, None, 0), (2, 0.5, 0), (1, 0.0, 0), (2, 0.2, 1)])
-def test_forward_in_static_buffers(model, monkeypatch, images, quantile, halo):  # noqa: F811
-    """The same probabilities and decisions as the cascade: dense, on regions, when stage 1 decides all, and with a halo."""
+@pytest.mark.parametrize("halo", [0, 1])
+def test_forward_in_static_buffers(model, monkeypatch, halo):  # noqa: F811
+    """Called like the cascade, and the same: dense, on regions, when stage 1 decides all, stopped early, on another number of images, and with the pixels given."""
+    def only_these_sizes(call, *first):  # as a CUDA graph
+        return lambda *inputs: call(*inputs) if [x.shape for x in inputs] == [x.shape for x in first] else pytest.fail("a graph for other sizes")
+    monkeypatch.setattr(kernels, "capture", only_these_sizes)
     monkeypatch.setattr(model, "halo", halo)
-    x = torch.randn(images, 3, 40, 48, generator=torch.Generator().manual_seed(images))
-    rho = 1.0 if quantile is None else between(model, x, quantile) if quantile else 0.0
-    expected, (log_probs, decided) = model(x, rho), kernels.capture(kernels.DeviceCascade(model, rho), x)(x)
-    torch.testing.assert_close(log_probs.exp(), expected.log_probs.exp(), atol=2e-5, rtol=1e-4)
-    assert torch.equal(decided, expected.decided)
-    if quantile:
-        assert 0 < expected.shares[2] < 1 and (expected.regions[2].mask.sum() > expected.handed[2].sum()) == bool(halo)
+    made = kernels.DeviceCascade(model)
+    for images in (1, 2):
+        x = torch.randn(images, 3, 40, 48, generator=torch.Generator().manual_seed(images))
+        for rho, depth in ((1.0, None), (between(model, x, 0.5), None), (between(model, x, 0.2), 2), (0.0, None), (0.5, 1)):
+            same(made(x, rho, depth), model(x, rho, depth))
+    masks = tuple(some_mask(share, (2, 5, 6)) for share in (0.6, 0.3))
+    with timing.given(masks):
+        same(made(x, masks=masks), model(x, 0.5))
+
+
+@torch.no_grad()
+def test_everybody_goes_on_at_rho_1(model):  # noqa: F811
+    """A probability of exactly 1 does not exit there, and does at any rho below."""
+    cascade, x = copy.deepcopy(model), torch.randn(1, 3, 40, 48)
+    cascade.heads[0].classify.bias[0] = 1000.0
+    made = kernels.DeviceCascade(cascade)
+    assert (made(x, 1.0).decided == 3).all() and (made(x, 0.999).decided == 1).all()
 
 
 @torch.no_grad()
@@ -104,17 +118,15 @@ def test_other_networks_in_static_buffers(name, width):
     """timm's networks go through the same kernels: plain convolutions, dilated pools, shortcuts with a convolution, a block without ReLU."""
     cascade, x = other(name, width), torch.randn(1, 3, 32, 40, generator=torch.Generator().manual_seed(1))
     rho = between(cascade, x, 0.6)
-    log_probs, decided = kernels.DeviceCascade(cascade, rho)(x)
-    expected = cascade(x, rho)
-    assert torch.equal(decided, expected.decided) and 0 < expected.shares[1] < 1
-    torch.testing.assert_close(log_probs.exp(), expected.log_probs.exp(), atol=2e-5, rtol=1e-4)
+    same(kernels.DeviceCascade(cascade)(x, rho), cascade(x, rho))
+    assert 0 < cascade(x, rho).shares[1] < 1
 
 
 @torch.no_grad()
 def test_forward_in_half_precision(model):  # noqa: F811
     """Every part of the forward is in the precision that was asked for, stage 1 too."""
     x = torch.randn(1, 3, 40, 48, generator=torch.Generator().manual_seed(1))
-    log_probs, _ = kernels.DeviceCascade(model, 1.0, torch.bfloat16)(x)
+    log_probs = kernels.DeviceCascade(model, torch.bfloat16)(x).log_probs
     torch.testing.assert_close(log_probs.exp(), model(x, 1.0).log_probs.exp(), atol=0.1, rtol=0)
 
 
@@ -123,7 +135,24 @@ def test_what_has_no_kernel():
     cascade = other("vgg16", 0.125)
     cascade.heads[2] = torch.nn.Conv2d(64, 4, 1)
     with pytest.raises(ValueError, match="no kernel for Conv2d: call the cascade itself"):
-        kernels.DeviceCascade(cascade, 0.5)
+        kernels.DeviceCascade(cascade)
+
+
+@torch.no_grad()
+def test_forms_on_a_gpu(model, monkeypatch):  # noqa: F811
+    """There both sides are CUDA graphs, LC without a kernel for its reading is named as absent, and a trained cascade is timed in its fastest form."""
+    class Pretended(torch.Tensor):
+        is_cuda = True
+    monkeypatch.setattr(opponents, "_graph", lambda module, x: lambda: module(x))
+    monkeypatch.setattr(kernels, "capture", lambda call, *inputs: call)
+    image = torch.randn(1, 3, 40, 48).as_subclass(Pretended)
+    sides, dense, absent = trained.forms(model, image, compiled=False)
+    assert set(dense) == {"folded", "CUDA graph", "all active"} and isinstance(sides["CUDA graph"], kernels.DeviceCascade) and not absent
+    rows, _ = trained.timed(model, [image], [0.9], repeats=1, compiled=False)
+    assert set(rows[1]["forms_ms"]) == {"PyTorch", "CUDA graph"} and len(rows[1]["stage_ms"]) == 3
+    monkeypatch.setattr(model, "reading", "features")
+    sides, _, absent = trained.forms(model, image, compiled=False)
+    assert set(sides) == {"PyTorch"} and "got reading 'features'" in absent["LC, CUDA graph"]
 
 
 def test_benches_of_a_gpu_run_through(unhurried, one_thread, tmp_path):  # noqa: F811

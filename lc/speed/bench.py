@@ -26,10 +26,9 @@ from lc.networks import build
 from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast, winograd
-from lc.speed.exported import Exported
 from lc.speed.opponents import dense_forms, difference, ready, with_spconv
 from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, quartiles, shares_left, undisturbed, write
-from lc.speed.trained import forms
+from lc.speed.trained import forms, on_device
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
 TIMED = {"irnet": "irnet", "vgg16-initial": "vgg16", "resnet101-initial": "resnet101"}  # dense networks: run and name of the row
@@ -138,28 +137,26 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
     torch.manual_seed(0)
     rows, model = [], build(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
-    folded, quick = fast.fold(model).to(dtype, memory_format=torch.channels_last), fast.prepare(model)
+    folded, quick = fast.fold(model).to(dtype, memory_format=torch.channels_last), on_device(model, dtype) if static else fast.prepare(model)
     dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image.to(dtype))
     differences = {form: difference(call, cost.run_dense(model, image), form) for form, call in dense.items()}
     if not static:
         dense["all active"] = lambda: cost.run_dense(quick, image)
     for rho in ("0.985", "0.800"):
-        (regions, shares), on = paper_regions(rho, grid, batch, device, static, model.halo), _network_on(model if static else quick, image, dtype, static)
+        (regions, shares), on = paper_regions(rho, grid, batch, device, static, model.halo), _network_on(quick, image)
         calls = [on(masks) for masks in regions]
-        plain = [_network_on(model, image, torch.float32, False)(masks)() for masks in regions]
+        plain = [_network_on(model, image)(masks)() for masks in regions]
         differences["region"] = max(difference(call, wanted, "region") for call, wanted in zip(calls, plain))
         same = float(np.mean([(wanted.argmax(1) == call().argmax(1)).float().mean().item() for call, wanted in zip(calls, plain)]))
         everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
-        with given(regions[0]):
-            stages, by_stage = [], {} if static else {"stages": lambda: stages.append(cost.timed_stages(quick, image, 0.5))}
-            times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **by_stage}, repeats, device)
-        times.pop("stages", None)
+        depths = {} if static else {depth: _network_on(quick, image, depth)(regions[0]) for depth in range(1, len(quick.stages) + 1)}
+        times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **depths}, repeats, device)
+        until, alone = [float(np.median(times.pop(depth))) for depth in depths], partial(quick.steps, None, image, image.new_zeros(()), *regions[0]) if static else calls[0]
         ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
         rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                      **compare(times, ideal), "differences": {**differences},
-                     "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(calls[0], device)}})
-        if stages:
-            rows[-1]["stage_ms"] = (1e3 * np.median(stages[1:], axis=0)).tolist()
+                     "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(alone, device)},  # a graph asks for no memory when it runs
+                     **({"stage_ms": np.diff(until, prepend=0).tolist()} if until else {})})
     return rows, absent
 
 
@@ -192,26 +189,18 @@ def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], clas
             calls |= {(name, form): call for form, call in dense.items()}
         else:
             masks = [blob(share, tuple(-(-side // STRIDE) for side in size), 0).to(device) for share in left]
-            calls |= {(name, form): _network_on(side, image, torch.float32, False)(masks) for form, side in sides.items()}
+            calls |= {(name, form): _network_on(side, image)(masks) for form, side in sides.items()}
     rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]} for (name, form), times in alternate(calls, repeats, device).items()]
     rows = [min((row for row in rows if row["system"] == name), key=lambda row: row["ms"]) for name in chosen]
     return {"size": list(size), "batch": 1, "repeats": repeats, "rows": rows}
 
 
-def _network_on(model: LayerCascade, image: Tensor, dtype: torch.dtype, static: bool) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
-    """From masks for stages 2, 3, ... to the call that gives the cascade's log-probabilities; static: in device buffers, one CUDA graph."""
-    if static:
-        from lc.speed.kernels import DeviceCascade, capture
-        cascade = DeviceCascade(model, 0.5, dtype)
-        return lambda masks: partial(lambda call: call(image, *masks)[0], capture(cascade, image, *masks))
-
-    if isinstance(model, Exported):
-        return lambda masks: lambda: model(image, masks=tuple(masks)).log_probs
-
-    def rows(masks: list[Tensor]) -> Tensor:
+def _network_on(model: nn.Module, image: Tensor, depth: int | None = None) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
+    """From masks for stages 2, 3, ... to the call that gives the log-probabilities of a cascade, or of one of its forms that take masks."""
+    def handed(masks: list[Tensor]) -> Tensor:
         with given(masks):
-            return model(image, 0.5).log_probs
-    return lambda masks: partial(rows, masks)
+            return model(image, 0.5, depth).log_probs
+    return lambda masks: partial(handed, masks) if isinstance(model, LayerCascade) else lambda: model(image, 0.5, depth, tuple(masks)).log_probs
 
 
 def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (512, 512), batch: int = 1, **architecture) -> Path:

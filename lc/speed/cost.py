@@ -58,21 +58,6 @@ def dense_network_macs(model: LayerCascade, size: tuple[int, int]) -> float:
     return sum(row["macs"] for row in components(model, size) if not row["component"].startswith("head") or row["component"] == last)
 
 
-def timed_stages(model: LayerCascade, image: Tensor, rho: float) -> list[float]:
-    """Seconds spent in each stage of one forward (its head, and handing over to it, included)."""
-    marks: list[float] = []
-    handles = [head.register_forward_hook(lambda *_: marks.append(now(image.device))) for head in model.heads]
-    try:
-        start = now(image.device)
-        model(image, rho)
-        end = now(image.device)
-    finally:
-        for handle in handles:
-            handle.remove()
-    edges = [start, *marks[:-1], end]
-    return [b - a for a, b in zip(edges, edges[1:])]
-
-
 def now(device: torch.device) -> float:
     """Seconds on a clock, once the device has done all it was given."""
     if device.type == "cuda":

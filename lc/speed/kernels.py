@@ -7,8 +7,10 @@ region's slots as it goes, so there are no tables either. Under TRITON_INTERPRET
 
 Shapes: N images, H W grid, P = N H W rows (room for every pixel), C inputs, O outputs, T taps.
 """
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from lc.cascade import LayerCascade, undecided
+from lc.cascade import CascadeOutput, LayerCascade
 from lc.errors import check_rho
 from lc.region import _pair
 from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, fold, prepare
@@ -121,11 +123,11 @@ def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, o
     """out (P, >= O) = relu(add * out + windows(rows) @ weight + bias) for the active rows; the others are not touched.
 
     rows (P, C), unit stride along C; weight (T C, O), contiguous: an (O, C, kh, kw) one permuted to (kh, kw, C, O); outputs from column split[0] on are written split[1] further right.
-    float32 multiplies in full precision unless torch.backends.cuda.matmul.allow_tf32.
+    float32 multiplies as cuDNN's convolutions do: in TF32, unless torch.backends.cudnn.allow_tf32 is off.
     """
     _, height, width = region.mask.shape
     taps, outputs = kernel[0] * kernel[1], weight.shape[1]
-    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
     grid = lambda tile: (triton.cdiv(outputs, tile["COLS"]), triton.cdiv(len(rows), tile["ROWS"]))
     _convolve[grid](rows, weight, bias, out, region.index, region.slots, region.count, weight.shape[0] // taps, outputs, len(rows), height, width,
                     rows.stride(0), out.stride(0), *split, KW=kernel[1], TAPS=taps, DY=dilation[0], DX=dilation[1], RELU=relu, ADD=add, PRECISION=precision, WIDEN=INTERPRETED)
@@ -210,31 +212,41 @@ class DeviceMixed:
 DEVICE = {FastConv: DeviceConv, FastPool: DevicePool, FastMixed: DeviceMixed, FastResidual: DeviceMixed}
 
 
-class DeviceCascade:
-    """A cascade for inference in which no step depends on the host: call it with images, alone or in a CUDA graph (`capture`)."""
+class DeviceCascade(nn.Module):
+    """A cascade for inference in which no step depends on the host: call it like the original. On a GPU each size of image (and depth) is one CUDA graph, made at
+    its first call, whose output the next call overwrites. ValueError for what has no kernel."""
 
-    def __init__(self, model: LayerCascade, rho: float, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: LayerCascade, dtype: torch.dtype = torch.float32):
+        super().__init__()
         if model.reading != "zero":
             raise ValueError(f"only zeros outside the region, got reading {model.reading!r}: call the cascade itself")
-        folded, model, self.rho, self.halo, self.dtype = fold(model), prepare(model), check_rho(rho), model.halo, dtype
+        folded, model, self.halo, self.dtype, self.calls = fold(model), prepare(model), model.halo, dtype, {}
         self.first = nn.ModuleList([folded.stages[0], folded.heads[0]]).to(dtype=dtype, memory_format=torch.channels_last)
         flat, heads = ([[part for item in row for part in (item if isinstance(item, nn.Sequential) else [item])] for row in rows] for rows in (
             model.stages[1:], [head if isinstance(head, FastStage) else [head] for head in model.heads[1:]]))
         unknown = {type(part).__name__ for parts in (*flat, *heads) for part in parts if type(part) not in DEVICE}
         if unknown:
             raise ValueError(f"no kernel for {', '.join(sorted(unknown))}: call the cascade itself")
-        self.stages, self.heads = ([[DEVICE[type(part)](part, dtype) for part in parts] for parts in both] for both in (flat, heads))
+        self.later = [[[DEVICE[type(part)](part, dtype) for part in parts] for parts in both] for both in zip(flat, heads)]
 
-    def __call__(self, image: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
-        """image (N, 3, H, W) to log_probs and decided of lc.cascade.CascadeOutput. masks: (N, h, w) bool for stages 2, 3, ...: the
-        pixels to hand on instead of the undecided ones, as benches want."""
+    @torch.no_grad()
+    def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:
+        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever they are sure of."""
+        rho, key = check_rho(rho), (*image.shape, depth, len(masks))
+        values = (image, torch.full((), rho if rho < 1 else math.inf, device=image.device), *masks)  # rho = 1 is a rule: nobody exits
+        if key not in self.calls:
+            self.calls[key] = capture(partial(self.steps, depth), *values)
+        log_probs, handed = self.calls[key](*values)
+        return CascadeOutput(log_probs, handed.sum(0, dtype=torch.uint8), handed=list(handed))
+
+    def steps(self, depth: int | None, image: Tensor, rho: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
+        """What a graph holds: (N, 3, H, W), () and (N, h, w) each to log_probs (N, K, h, w) and handed (S, N, h, w)."""
         x = self.first[0](image.to(self.dtype))
         log_probs = self.first[1](x).float().log_softmax(1)
-        open_ = torch.ones_like(log_probs[:, 0], dtype=torch.bool)
-        rows, slots = x.permute(0, 2, 3, 1).flatten(0, 2), torch.arange(open_.numel(), dtype=torch.int32, device=x.device)
-        decided = open_.to(torch.uint8)
-        for number, (stage, head) in enumerate(zip(self.stages, self.heads)):
-            open_ = open_ & (masks[number] if masks else undecided(log_probs, self.rho))
+        handed = [torch.ones_like(log_probs[:, 0], dtype=torch.bool)]
+        rows, slots = x.permute(0, 2, 3, 1).flatten(0, 2), torch.arange(handed[0].numel(), dtype=torch.int32, device=x.device)
+        for number, (stage, head) in enumerate(self.later[:None if depth is None else depth - 1]):
+            open_ = handed[-1] & (masks[number] if masks else log_probs.amax(1).exp() < rho)
             region = DeviceRegion.of(F.max_pool2d(open_[:, None].float(), 2 * self.halo + 1, 1, self.halo)[:, 0] > 0 if self.halo else open_)
             rows = pool(rows, slots, region, torch.empty_like(rows, memory_format=torch.contiguous_format))
             for part in stage:
@@ -243,8 +255,8 @@ class DeviceCascade:
             for conv in head:
                 logits = conv(logits, region)
             log_probs = torch.where(open_[:, None], region.scatter(logits).float().log_softmax(1), log_probs)
-            decided, slots = decided.masked_fill(open_, number + 2), region.slots
-        return log_probs, decided
+            handed, slots = [*handed, open_], region.slots
+        return log_probs, torch.stack(handed)
 
 
 def capture(call: Callable, *inputs: Tensor) -> Callable:

@@ -35,7 +35,7 @@ def ready(makers: dict[str, Callable[[], Callable]]) -> tuple[dict[str, Callable
             calls[name] = call
         except ImportError as error:
             absent[name] = f"not installed ({error.name})"
-        except (RuntimeError, AssertionError, TypeError) as error:  # no compiler, no kernel for this dtype, nothing that can be traced
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # no compiler, no kernel, nothing that can be traced
             absent[name] = str(error).strip().split("\n")[0][:150]
     return calls, absent
 

@@ -14,7 +14,7 @@ from lc.data import SegmentationSet, to_input
 from lc.experiments import CASCADES, experiment
 from lc.paper import columns
 from lc.speed import cost, exported, fast
-from lc.speed.opponents import dense_forms
+from lc.speed.opponents import dense_forms, ready
 from lc.speed.timing import alternate, quartiles, write
 
 
@@ -56,7 +56,7 @@ def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats:
     return rows, absent
 
 
-def taking_turns(sides: dict[str, LayerCascade], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int) -> dict[object, np.ndarray]:
+def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int) -> dict[object, np.ndarray]:
     """Milliseconds an image of each dense form, and of each (form of the cascade, rho), over turns: in a turn a contestant takes all images, so that what
     another library leaves running disturbs its first calls only."""
     turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
@@ -64,13 +64,19 @@ def taking_turns(sides: dict[str, LayerCascade], dense: dict[str, Callable], ima
     return {key: ms / len(images) for key, ms in alternate(turns, repeats, images[0].device).items()}
 
 
-def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, LayerCascade], dict[str, Callable], dict[str, str]]:
+def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, nn.Module], dict[str, Callable], dict[str, str]]:
     """The cascade's forms, calls of the dense network's on the image, and what is absent. compiled: see dense_forms."""
     sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
     dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image, compiled)
     dense["all active"] = partial(cost.run_dense, sides["PyTorch"], image)
-    try:
-        sides |= {"ONNX Runtime": exported.prepare(model)} if "ONNX Runtime" in dense else {}
-    except ValueError as error:
-        absent["LC in ONNX Runtime"] = str(error)
+    name, make = ("CUDA graph", on_device) if image.is_cuda else ("ONNX Runtime", exported.prepare)
+    if name in dense:
+        made, missing = ready({f"LC, {name}": lambda: partial(make(model), image)})
+        sides, absent = sides | {name: call.func for call in made.values()}, absent | missing
     return sides, dense, absent
+
+
+def on_device(model: LayerCascade, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """lc.speed.kernels.DeviceCascade; ImportError where Triton is missing."""
+    from lc.speed.kernels import DeviceCascade
+    return DeviceCascade(model, dtype)
