@@ -91,10 +91,13 @@ def run(args) -> None:
     SegmentationSet(profile.data, "train", args.data)  # data that are not there need not wait for the first run
     runs.run_all(due, args.data, device, args.workers, args.jobs)
     for kind in timings:
-        run_ = experiments.CASCADES.get(kind)
-        there = run_ is None or runs.weights_path(run_, experiments.experiment(name, run_).run)
-        print(bench.systems(name, device=device) if run_ is None else trained.run(name, run_, args.data, device, compiled=False) if there else
-              f"{run_} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {run_}`")
+        cascade = experiments.CASCADES.get(kind)
+        if cascade is None:
+            print(bench.systems(name, device=device))
+        elif runs.weights_path(cascade, experiments.experiment(name, cascade).run) is None:
+            print(f"{cascade} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {cascade}`")
+        else:
+            print(trained.run(name, cascade, args.data, device, compiled=False))
 
 
 def train(args) -> None:
@@ -155,8 +158,7 @@ def predict(args) -> None:
 
 def export(args) -> None:
     """Write predictions as the evaluation server of VOC (comp6) or Cityscapes takes them."""
-    from lc import export as exporter
-    from lc import runs
+    from lc import export as exporter, runs
     from lc.data import SegmentationSet
     form = exporter.FORMATS[args.format]
     name = args.profile or form.data

@@ -1,13 +1,15 @@
 """`python -m lc` and make as a user meets them: help, plans, and one clear line for bad input."""
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lc import paths
+from lc import data, paths, records, runs
 from lc.__main__ import main
+from lc.speed import trained
 
 COMMANDS = ("list", "train", "run", "bench", "predict", "export", "table")
 
@@ -133,3 +135,15 @@ def test_make_notebook_needs_a_name():
     """`make notebook` without NB lists the chapters."""
     run = subprocess.run(["make", "-s", "notebook"], cwd=paths.ROOT, capture_output=True, text=True)
     assert run.returncode == 2 and "make notebook needs NB=<name>, one of: architecture" in run.stdout
+
+
+def test_a_cascade_without_weights_is_not_timed(monkeypatch, capsys):
+    """A record that came without its weights is no error: the command that makes them is named, and the next timing is taken."""
+    monkeypatch.setattr(records, "find", lambda entry: SimpleNamespace(stale=None))
+    monkeypatch.setattr(records, "bench_missing", lambda name: ["lc-wide", "cascade"])
+    monkeypatch.setattr(data, "SegmentationSet", lambda *_: None)
+    monkeypatch.setattr(runs, "weights_path", lambda name, run: None if name == "lc-wide" else name)
+    monkeypatch.setattr(trained, "run", lambda *given, **_: f"timed {given[1]}")
+    assert main(["run", "--profile", "camvid-lite", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "lc-wide is not timed: its record came without its weights; train it with `python -m lc run --profile camvid-lite lc-wide`", "timed lc-0.985"]
