@@ -204,11 +204,12 @@ def _network_on(model: nn.Module, image: Tensor, depth: int | None = None) -> Ca
 
 
 def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (512, 512), batch: int = 1, **architecture) -> Path:
-    """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same
-    losses; torch.compile of it on a GPU only: on a CPU it took minutes to compile a small network, and made it no faster): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output; head 1, which says where they begin, runs on both sides). Batch norm is fixed (Sec. 3.1).
+    """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same losses): the whole step, and
+    stages 2 and 3 alone (forward, losses, gradients down to stage 1's output; head 1, which says where they begin, runs on both sides). Batch norm is fixed (Sec. 3.1). On a
+    GPU in bfloat16, as trainings there, and against torch.compile too (on a CPU that took minutes to compile a small network, and made it no faster).
     Regions change from step to step (`paper_regions`), among versions that were all met before, as most have been in a training of thousands of steps."""
     torch.manual_seed(0)
-    rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase(freeze_bn=True)
+    rows, grid, phase, dtype = [], tuple(side // STRIDE for side in size), Phase(freeze_bn=True), torch.bfloat16 if device.type == "cuda" else torch.float32
     model = build(21, **architecture).to(device, memory_format=torch.channels_last)
     set_trainable(model, phase)
     optimizer, _ = make_optimizer(model, TrainConfig(), Phase(lr=1e-6), 10)
@@ -217,7 +218,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
     features = model.stages[0](image).detach().requires_grad_()
 
     def step(net: LayerCascade, x: Tensor, masks: list[Tensor] | None, form: Callable | None = None) -> None:
-        with given(masks):
+        with given(masks), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             out = (net if form is None else form)(x, 0.5 if masks else 1.0)
         cascade_loss(out, label, (1, 2, 3) if net is model else (2, 3)).backward()
         if net is model:
@@ -234,7 +235,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
         rows.append({"layer": part, "rho": float(rho), "active": left, **compare(undisturbed(calls, repeats, device), ideal),
                      "peak_bytes": {"dense": cost.peak_bytes(calls["as trained"], device), "region": cost.peak_bytes(calls["region"], device)}})
-    return write("training", device, {"size": list(size), "batch": batch, "repeats": repeats, "rows": rows}, target)
+    return write("training", device, {"dtype": str(dtype)[6:], "size": list(size), "batch": batch, "repeats": repeats, "rows": rows}, target)
 
 
 def loader(profile_name: str, root, device: torch.device, target: Path | None = None, repeats: int = 9) -> Path:
