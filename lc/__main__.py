@@ -93,11 +93,11 @@ def run(args) -> None:
     for kind in timings:
         cascade = experiments.CASCADES.get(kind)
         if cascade is None:
-            print(bench.systems(name, device=device))
+            print(bench.systems(name, device=device, thorough=False))
         elif runs.weights_path(cascade, experiments.experiment(name, cascade).run) is None:
             print(f"{cascade} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {cascade}`")
         else:
-            print(trained.run(name, cascade, args.data, device, compiled=False))
+            print(trained.run(name, cascade, args.data, device, thorough=False))
 
 
 def train(args) -> None:

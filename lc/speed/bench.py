@@ -161,14 +161,14 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
 
 
 @torch.no_grad()
-def systems(profile_name: str, target: Path | None = None, device: torch.device = CPU, repeats: int = 5) -> Path:
+def systems(profile_name: str, target: Path | None = None, device: torch.device = CPU, repeats: int = 5, thorough: bool = True) -> Path:
     """Each system of a profile on one image of its size, LC at the shares its record has; random weights. Every network is in the fastest
-    of its forms that need no compiler (lc.speed.trained.forms)."""
+    of its forms that need no compiler (lc.speed.trained.forms). thorough: InputError where other processes keep the machine busy."""
     entries, size = catalogue(profile_name), profile(profile_name).train.crop
     shares = {name: 1 - np.cumsum(record["metrics"]["val"]["decided"])[:-1] for name in (f"lc-{BEST_RHO}", "lc-0.800", "aspp-lc")
               if name in entries and (record := records.find(entries[name]))}
     chosen = {TIMED.get(name, name): (entry.run.model, shares.get(name)) for name, entry in entries.items() if name in (*SYSTEMS, *TIMED, *shares)}
-    return write("systems", device, _systems_rows(chosen, len(SPECS[profile(profile_name).data.name].names), size, device, repeats), target, paths.results(profile_name) / "bench")
+    return write("systems", device, _systems_rows(chosen, len(SPECS[profile(profile_name).data.name].names), size, device, repeats, undisturbed if thorough else alternate), target, paths.results(profile_name) / "bench")
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def poster(target: Path | None = None, device: torch.device = CPU, repeats: int 
     return write("poster", device, _systems_rows(chosen, 21, (300, 500), device, repeats), target)
 
 
-def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], classes: int, size: tuple[int, int], device: torch.device, repeats: int) -> dict:
+def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], classes: int, size: tuple[int, int], device: torch.device, repeats: int, measure: Callable = undisturbed) -> dict:
     torch.manual_seed(0)
     image, calls, found = torch.randn(1, 3, *size, device=device).to(memory_format=torch.channels_last), {}, {}
     for name, (config, left) in chosen.items():
@@ -190,7 +190,7 @@ def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], clas
         else:
             masks = [blob(share, tuple(-(-side // STRIDE) for side in size), 0).to(device) for share in left]
             calls |= {(name, form): _network_on(side, image)(masks) for form, side in sides.items()}
-    rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]} for (name, form), times in alternate(calls, repeats, device).items()]
+    rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]} for (name, form), times in measure(calls, repeats, device).items()]
     rows = [min((row for row in rows if row["system"] == name), key=lambda row: row["ms"]) for name in chosen]
     return {"size": list(size), "batch": 1, "repeats": repeats, "rows": rows}
 

@@ -15,18 +15,18 @@ from lc.experiments import CASCADES, experiment
 from lc.paper import columns
 from lc.speed import cost, exported, fast
 from lc.speed.opponents import dense_forms, ready
-from lc.speed.timing import alternate, quartiles, write
+from lc.speed.timing import alternate, quartiles, undisturbed, write
 
 
-def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None, compiled: bool = True) -> Path:
+def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None, thorough: bool = True) -> Path:
     """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run (LC's: cascade).
-    compiled: see dense_forms."""
+    thorough: also opponents that need a compiler or `.[bench]`, and InputError where other processes keep the machine busy."""
     entry = experiment(profile_name, name)
     model, _ = runs.trained(profile_name, name, device)
     data = SegmentationSet(entry.run.data, "val", root)
     picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
     inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
-    rows, absent = timed(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats, compiled)
+    rows, absent = timed(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats, thorough)
     values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]), "images": len(inputs),
               "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels", "absent": absent,
               "model": asdict(entry.run.model), "rows": rows}
@@ -34,16 +34,17 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
 
 
 @torch.no_grad()
-def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int, compiled: bool) -> tuple[list[dict], dict[str, str]]:
+def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int, thorough: bool) -> tuple[list[dict], dict[str, str]]:
     """One row per contestant, rho or None for the dense network, each in its fastest form, and the forms that are absent. Milliseconds an image; of each stage, what
     the cascade that stops behind it takes more than one that stops before it (handing over and its head included); shares handed on and computed (a halo is computed,
     not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, turn by turn."""
-    sides, dense, absent = forms(model, images[0], compiled)
-    times, size = taking_turns(sides, dense, images, rhos, repeats), images[0].shape[2:]
+    sides, dense, absent = forms(model, images[0], thorough)
+    measure, size = undisturbed if thorough else alternate, images[0].shape[2:]
+    times = taking_turns(sides, dense, images, rhos, repeats, measure)
     fastest = lambda keys: min(keys, key=lambda key: np.median(times[key]))
     best, chosen = fastest(dense), {rho: fastest((form, rho) for form in sides) for rho in rhos}
     depths = {(rho, depth): lambda rho=rho, depth=depth: [sides[chosen[rho][0]](image, rho, depth) for image in images] for rho in rhos for depth in range(1, len(model.stages) + 1)}
-    until = {key: float(np.median(ms)) / len(images) for key, ms in alternate(depths, repeats, images[0].device).items()}
+    until = {key: float(np.median(ms)) / len(images) for key, ms in measure(depths, repeats, images[0].device).items()}
     rows = [{"rho": None, **quartiles("ms", times[best]), "samples": repeats, "dense_form": best, **quartiles("speedup", times[best] / times[best]), "stage_ms": [float(np.median(times[best]))],
              "handed": None, "computed": None, "ideal": None, "forms_ms": {form: float(np.median(times[form])) for form in dense}}]
     for rho, key in chosen.items():
@@ -56,12 +57,12 @@ def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats:
     return rows, absent
 
 
-def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int) -> dict[object, np.ndarray]:
+def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int, measure: Callable = alternate) -> dict[object, np.ndarray]:
     """Milliseconds an image of each dense form, and of each (form of the cascade, rho), over turns: in a turn a contestant takes all images, so that what
     another library leaves running disturbs its first calls only."""
     turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
     turns |= {(form, rho): lambda side=side, rho=rho: [side(image, rho) for image in images] for form, side in sides.items() for rho in rhos}
-    return {key: ms / len(images) for key, ms in alternate(turns, repeats, images[0].device).items()}
+    return {key: ms / len(images) for key, ms in measure(turns, repeats, images[0].device).items()}
 
 
 def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, nn.Module], dict[str, Callable], dict[str, str]]:
