@@ -94,10 +94,11 @@ def test_forward_in_static_buffers(model, monkeypatch, halo):  # noqa: F811
     monkeypatch.setattr(kernels, "capture", only_these_sizes)
     monkeypatch.setattr(model, "halo", halo)
     made = kernels.DeviceCascade(model)
-    for images in (1, 2):
+    cases = ((1, 1.0, None), (2, 0.5, None), (2, 0.2, 2), (2, 0.0, None), (2, 0.5, 1)) if not halo else ((2, 0.5, None),)
+    for images, quantile, depth in cases:
         x = torch.randn(images, 3, 40, 48, generator=torch.Generator().manual_seed(images))
-        for rho, depth in ((1.0, None), (between(model, x, 0.5), None), (between(model, x, 0.2), 2), (0.0, None), (0.5, 1)):
-            same(made(x, rho, depth), model(x, rho, depth))
+        rho = between(model, x, quantile) if 0 < quantile < 1 else quantile
+        same(made(x, rho, depth), model(x, rho, depth))
     masks = tuple(some_mask(share, (2, 5, 6)) for share in (0.6, 0.3))
     with timing.given(masks):
         same(made(x, masks=masks), model(x, 0.5))
