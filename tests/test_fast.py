@@ -307,6 +307,7 @@ def test_opponents(model, monkeypatch):
     assert all(opponents.difference(call, nn.Sequential(*model.stages)(x), name) < 1e-4 for name, call in calls.items())
     with pytest.raises(RuntimeError, match="folded is off by .* 0.0001 allowed for torch.float32"):
         opponents.difference(calls["folded"], 1.01 * module(x), "folded")
+    assert 0.005 < opponents.difference(calls["folded"], 1.01 * module(x), "folded", torch.bfloat16) < 0.02, "log-probabilities of a network in half precision are float32"
 
 
 def test_onnx_runtime_sleeps_between_calls():

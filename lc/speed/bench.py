@@ -146,7 +146,7 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
         (regions, shares), on = paper_regions(rho, grid, batch, device, static, model.halo), _network_on(quick, image)
         calls = [on(masks) for masks in regions]
         plain = [_network_on(model, image)(masks)() for masks in regions]
-        differences["region"] = max(difference(call, wanted, "region") for call, wanted in zip(calls, plain))
+        differences["region"] = max(difference(call, wanted, "region", dtype) for call, wanted in zip(calls, plain))
         same = float(np.mean([(wanted.argmax(1) == call().argmax(1)).float().mean().item() for call, wanted in zip(calls, plain)]))
         everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
         depths = {} if static else {depth: _network_on(quick, image, depth)(regions[0]) for depth in range(1, len(quick.stages) + 1)}

@@ -106,10 +106,11 @@ def with_spconv(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     return rows
 
 
-def difference(call: Callable[[], Tensor], reference: Tensor, name: str) -> float:
-    """Greatest difference of the call's output, as a share of the reference's greatest value; RuntimeError above TOLERANCE."""
+def difference(call: Callable[[], Tensor], reference: Tensor, name: str, dtype: torch.dtype | None = None) -> float:
+    """Greatest difference of the call's output, as a share of the reference's greatest value; RuntimeError above the TOLERANCE of dtype (None: the output's)."""
     found = call()
+    dtype = dtype or found.dtype
     off = float((found.float() - reference).abs().max() / reference.abs().max())
-    if not off <= TOLERANCE[found.dtype]:
-        raise RuntimeError(f"{name} is off by {off:.1e} of the greatest value, {TOLERANCE[found.dtype]:g} allowed for {found.dtype}: its time means nothing")
+    if not off <= TOLERANCE[dtype]:
+        raise RuntimeError(f"{name} is off by {off:.1e} of the greatest value, {TOLERANCE[dtype]:g} allowed for {dtype}: its time means nothing")
     return off
