@@ -73,8 +73,8 @@ class Region:
         return F.pad(padded.flatten()[corner[:, None] + taps.flatten()], (0, 0, 0, self.rows - len(self)), value=outside)
 
     def gather(self, dense: Tensor) -> Tensor:
-        """Rows (R, C) of a dense map (N, C, H, W)."""
-        return self.fill(dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, self.index))
+        """Rows (R, C) of a dense map (N, C, H, W); those behind P repeat its first cell."""
+        return dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, F.pad(self.index, (0, self.rows - len(self))))
 
     def fill(self, rows: Tensor) -> Tensor:
         """(P, C) -> (R, C), zeros behind."""

@@ -74,9 +74,8 @@ def test_same_probabilities_and_decisions(model, images, quantile, onednn, readi
 
 
 @torch.no_grad()
-def test_one_prepared_cascade_takes_images_of_several_sizes(model, monkeypatch):
-    """Packings made for one size serve for the next; additions in place and in strips give what the modules give."""
-    monkeypatch.setattr(fast_module, "CHUNK", 16)
+def test_one_prepared_cascade_takes_images_of_several_sizes(model):
+    """Packings made for one size serve for the next; additions in place give what the modules give."""
     quick = prepare(model)
     for seed, size in enumerate([(72, 88), (40, 120), (72, 88)]):
         x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))

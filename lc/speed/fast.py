@@ -29,7 +29,6 @@ from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
 from lc.speed import winograd
 
-CHUNK = 1024  # rows that stay in the cache between two passes over them
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
 
@@ -157,12 +156,10 @@ class Product:
 
     def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
         """total (P, O) becomes total + rows @ weight^T + bias, and then ReLU (or not), in place."""
-        step = CHUNK if self.packs(rows) else max(1, len(rows))
-        for part, more in zip(total.split(step), self(rows, relu=False).split(step)):
-            part.add_(more)
-            if self.relu:
-                part.relu_()
-        return total
+        more = self(rows, relu=False)
+        if self.relu and self.packs(rows):
+            return torch._add_relu_(total, more)  # one pass over memory, not two
+        return total.add_(more).relu_() if self.relu else total.add_(more)
 
 
 class FastStage(nn.Sequential):
