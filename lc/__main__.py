@@ -11,7 +11,8 @@ from lc import experiments, machine, paths, records
 from lc.errors import InputError, check_rho
 
 SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
-LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "images": (1, 10**6), "halo": (0, 64), "height": (32, 8192)}  # of options that are numbers
+# least and greatest value of options that are numbers
+LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "images": (1, 10**6), "halo": (0, 64), "height": (32, 8192)}
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
 
@@ -47,7 +48,8 @@ def plan(args) -> None:
     else:
         print(f"{len(due)} of {len(every)} runs are missing: {', '.join(e.name for e in due)}.")
         jobs = 1 if "GPU" in profile.made_for else machine.jobs()
-        print(f"Training takes about {sum(e.minutes for e in due) / jobs:.0f} minutes on {profile.made_for.split(',')[0]}, {jobs} at a time; the book about 5 more.")
+        print(f"Training takes about {sum(e.minutes for e in due) / jobs:.0f} minutes on {profile.made_for.split(',')[0]}, {jobs} at a time; the "
+              "book about 5 more.")
     for entry in every.values():
         record = records.find(entry)
         if record and record.stale:
@@ -127,7 +129,8 @@ def bench(args) -> None:
     the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`). On a GPU, blocks and networks are
     timed in eight settings (dtype, batch, size); a call that is cut off goes on with those that are left."""
     if (args.halo or args.reading) and args.kind != "network":
-        raise InputError(f"--{f'halo {args.halo}' if args.halo else 'reading'} is for `bench network`, got `bench {args.kind}`; a trained cascade has its own: --experiment lc-halo-4")
+        raise InputError(f"--{f'halo {args.halo}' if args.halo else 'reading'} is for `bench network`, got `bench {args.kind}`; a trained cascade "
+                         "has its own: --experiment lc-halo-4")
     from lc.speed import bench as timing, trained
     device, chosen = _device(args.device), {key: value for key in ("repeats", "halo", "reading") if (value := getattr(args, key))}
     name, _ = experiments.chosen_profile(args.profile)
@@ -232,11 +235,14 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=call.__doc__.split("\n")[0], description=call.__doc__)
         sub.set_defaults(call=call)
         workers = min(16, machine.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
-        usual = {predict: SHOWN, video: SHOWN, table: SHOWN, list_: "all", export: "the format's", stage: "none"}.get(call, "voc12 with a GPU, shapes without")
-        shared = {"profile": dict(help=f"one of {', '.join(experiments.PROFILES)} (default: {usual})"), "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
+        usual = {predict: SHOWN, video: SHOWN, table: SHOWN, list_: "all", export: "the format's",
+                 stage: "none"}.get(call, "voc12 with a GPU, shapes without")
+        shared = {"profile": dict(help=f"one of {', '.join(experiments.PROFILES)} (default: {usual})"),
+                  "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
                   "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),
                   "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)"),
-                  "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, each on its share of the cores (default: up to 4, with a GPU 1)"),
+                  "jobs": dict(type=int, default=machine.jobs(),
+                               help="runs made at a time, each on its share of the cores (default: up to 4, with a GPU 1)"),
                   "experiment": dict(default=f"lc-{experiments.BEST_RHO}", help="default: %(default)s"),
                   "rho": dict(type=float, help=f"threshold (default: {experiments.BEST_RHO})"),
                   "height": dict(type=int, help="rows the network sees (default: what it was trained on)")}
@@ -254,7 +260,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
     sub = add("bench", bench, "profile", "data", "device", "experiment")
-    sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", "region", "network", "networks", "training", "loader", "systems", "poster"))
+    sub.add_argument("kind", nargs="?", default="cascade",
+                     choices=("cascade", "region", "network", "networks", "training", "loader", "systems", "poster"))
     sub.add_argument("--images", type=int, default=10)
     sub.add_argument("--halo", type=int, default=0, help="of `network`: cells computed round each region (default: 0, as in the paper)")
     sub.add_argument("--reading", choices=["features"], help="of `network`, on a CPU: what windows read outside a region (default: zeros)")

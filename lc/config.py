@@ -46,7 +46,8 @@ class Phase:
     heads: which stages have a loss (1-based); rho: who is handed on while training; stages: which stages learn, the others
     are fixed; label_dropout: label pixels are dropped at random, per stage, at the rates of `RunConfig.dropout_like`;
     easy_weight: of a stage's loss on the pixels that were decided before it (0 in the paper; needs a halo that computes them);
-    hard_above: pixels that a stage gets wrong with a confidence above it have no loss there (0.95: the HS of Fig. 1; 1: all have; easy_weight's share is not touched).
+    hard_above: pixels that a stage gets wrong with a confidence above it have no loss there (0.95: the HS of Fig. 1; 1: all have; easy_weight's
+    share is not touched).
     """
     epochs: int = 1
     lr: float = 1e-3

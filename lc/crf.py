@@ -47,7 +47,8 @@ class GaussianFilter:
     image come out far closer (results/NOTES.md).
     """
 
-    def __init__(self, size: tuple[int, int], sigma_xy: float, image: Tensor | None = None, sigma_rgb: float = 1.0, tolerance: float = 1e-2, device=None):
+    def __init__(self, size: tuple[int, int], sigma_xy: float, image: Tensor | None = None, sigma_rgb: float = 1.0, tolerance: float = 1e-2,
+                 device=None):
         device = device if image is None else image.device
         self.rows, self.cols = (axis_factor(n, sigma_xy, AXIS, device) for n in size)
         if image is None:
@@ -80,7 +81,8 @@ def dense_crf(probs: Tensor, image: Tensor, iterations: int = 10, bilateral: flo
     (D^-1/2 K D^-1/2); a pixel's message to itself is included, as in the authors' code.
     """
     if probs.shape[1:] != image.shape[:2] or image.dtype != torch.uint8:
-        raise InputError(f"the CRF needs probabilities (K, H, W) and a uint8 image (H, W, 3) of one size, got {tuple(probs.shape)} and {image.dtype} {tuple(image.shape)}")
+        raise InputError(f"the CRF needs probabilities (K, H, W) and a uint8 image (H, W, 3) of one size, got {tuple(probs.shape)} and {image.dtype} "
+                         f"{tuple(image.shape)}")
     filters = [(bilateral, GaussianFilter(image.shape[:2], sigma_xy, image, sigma_rgb, tolerance)),
                (smooth, GaussianFilter(image.shape[:2], sigma_smooth, device=image.device))]
     weighted = [(weight, filter_, filter_(torch.ones_like(probs[:1])).clamp(min=1e-6).rsqrt()) for weight, filter_ in filters]

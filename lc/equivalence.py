@@ -3,14 +3,16 @@
 If weights and counts agree bit for bit, results/equivalent.json says so and the record is no longer stale. If only the order of
 sums has changed, weights differ by rounding; then the miniature is trained again in double precision, where they must agree to ROUNDING, and
 the counts exactly (what a run does in half precision only is not compared then). A proof names the commit that it was shown for; the next
-comparison of that run begins there, and differences add up. A refactoring or a faster kernel then costs minutes instead of hours, and a change that moves a number cannot hide.
-`python -m lc equivalent`. A study is made again on a few images by both sides, from the weights in their trees, and must agree bit for bit.
+comparison of that run begins there, and differences add up. A refactoring or a faster kernel then costs minutes instead of hours, and a change
+that moves a number cannot hide. `python -m lc equivalent`. A study is made again on a few images by both sides, from the weights in their trees,
+and must agree bit for bit.
 """
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy as np
 from lc import paths, records
 from lc.errors import InputError
 from lc.experiments import catalogue
+from lc.machine import threads
 from lc.records import Record
 
 IMAGES = 6  # of each split
@@ -83,7 +86,8 @@ def differences(group: list[Record], commit: str, root: str | None) -> dict[str,
 
 
 def _compared(old: Path, group: list[Record], root: str | None, double: bool) -> dict[str, float]:
-    sides = [_arrays(tree, group, root, double, old.parent) if group else [] for tree in (old, paths.ROOT)]
+    with ThreadPoolExecutor() as pool:  # both sides at once, on half of the cores each
+        sides = pool.map(lambda tree: _arrays(tree, group, root, double) if group else [], (old, paths.ROOT))
     return {record.path.stem: _distance(*pair) for record, *pair in zip(group, *sides)}
 
 
@@ -95,19 +99,19 @@ def _distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> fl
     return np.inf if any(first[name].dtype.kind != "f" for name in apart) else float(max(apart.values(), default=0))
 
 
-def _arrays(tree: Path, group: list[Record], root: str | None, double: bool, scratch: Path) -> list[dict[str, np.ndarray]]:
+def _arrays(tree: Path, group: list[Record], root: str | None, double: bool) -> list[dict[str, np.ndarray]]:
     """What `probe` or `probe_study` gives for each record, run in `tree`: all in one process, as starting one takes longer than a miniature."""
-    targets = [scratch / f"{record.path.stem}.npz" for record in group]
-    task = {"configs": [record["config"] for record in group], "studies": [record.experiment if "study" in record.values else "" for record in group],
-            "double": double, "root": str(paths.data_root(root)), "targets": [*map(str, targets)]}
-    for target in targets:
-        target.unlink(missing_ok=True)
-    answer = subprocess.run([sys.executable, "-P", __file__, json.dumps(task)], env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True,
-                            text=True, cwd=tree)
-    if answer.returncode:
-        failed = next(record.experiment for record, target in zip(group, targets) if not target.exists())
-        raise InputError(f"the miniature of {failed} failed in {tree}: {answer.stderr.strip().splitlines()[-1]}")
-    return [dict(np.load(target)) for target in targets]
+    with tempfile.TemporaryDirectory() as scratch:
+        targets = [Path(scratch, f"{record.path.stem}.npz") for record in group]
+        task = {"configs": [record["config"] for record in group],
+                "studies": [record.experiment if "study" in record.values else "" for record in group],
+                "double": double, "root": str(paths.data_root(root)), "targets": [*map(str, targets)]}
+        answer = subprocess.run([sys.executable, "-P", __file__, json.dumps(task)], capture_output=True, text=True, cwd=tree,
+                                env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(max(1, threads() // 2))})
+        if answer.returncode:
+            failed = next(record.experiment for record, target in zip(group, targets) if not target.exists())
+            raise InputError(f"the miniature of {failed} failed in {tree}: {answer.stderr.strip().splitlines()[-1]}")
+        return [dict(np.load(target)) for target in targets]
 
 
 def _miniature(config: dict) -> dict:

@@ -21,8 +21,11 @@ EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
-LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC on larger images and with a wider network: name behind lc-large, lc-wide, and change
-CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (*HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER))}}  # timed: kind of the file, and run
+# LC on larger images and with a wider network: name behind lc-large, lc-wide, and change
+LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}
+# timed: kind of the file, and run
+CASCADES = {"cascade": f"lc-{BEST_RHO}",
+            **{name: name for name in (*HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER))}}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -33,7 +36,8 @@ STUDIES = {  # name: the module that holds it, title
 @dataclass(frozen=True)
 class Profile:
     """One data set, one network, one budget. tier: smoke (checks the plumbing), stand-in (real training, not the paper's
-    data), full (the paper's data and protocol). epoch_seconds: a dense epoch on the machine the profile is made for, as many at a time as machine.jobs() says."""
+    data), full (the paper's data and protocol). epoch_seconds: a dense epoch on the machine the profile is made for, as many at a time as
+    machine.jobs() says."""
     name: str
     tier: str
     made_for: str
@@ -163,16 +167,21 @@ def _why(p: Profile) -> list[Experiment]:
     """LC at the best rho with one thing changed, and the DSN with the same change where it can have it."""
     initial, rho, hs = _initial(p, p.seeds[0]), float(BEST_RHO), published("text", "hs-confidence-above").value / 100
     best = _tuned(p, rho, initial)
-    halos = [_changed(name, f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k))) for name, k in HALOS.items()]
-    readings = [_changed(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading))) for name, reading, what in (
-        ("lc-dense-read", "dense", "the stage's input"), ("lc-features", "features", "features of the stage before"), ("lc-interpolated", "interpolated", "an interpolation of the region"))]
-    changes = {"long": ("twice the cascade epochs", {"epochs": 2 * p.cascade_epochs}), "fast": ("four times the learning rate", {"lr": 4 * p.cascade_lr}),
+    halos = [_changed(name, f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)))
+             for name, k in HALOS.items()]
+    readings = [_changed(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading)))
+                for name, reading, what in (("lc-dense-read", "dense", "the stage's input"),
+                                            ("lc-features", "features", "features of the stage before"),
+                                            ("lc-interpolated", "interpolated", "an interpolation of the region"))]
+    changes = {"long": ("twice the cascade epochs", {"epochs": 2 * p.cascade_epochs}),
+               "fast": ("four times the learning rate", {"lr": 4 * p.cascade_lr}),
                "slow": ("a quarter of the learning rate", {"lr": p.cascade_lr / 4}), "bn": ("batch norm not frozen", {"freeze_bn": False}),
                "no-hs": (f"no loss on pixels that a stage gets wrong with a confidence above {hs:g} (HS)", {"hard_above": hs})}
     pairs = [_changed(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, at, initial, **change), f"dsn-{key}" if row == "lc" else "dsn")
              for key, (title, change) in changes.items() for row, at in (("dsn", 1.0), ("lc", rho))]
     everywhere = [_changed(name, f"LC, later stages compute every cell; easy ones keep {weight:g} of the loss", replace(
-        _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE))) for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
+        _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE)))
+                  for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
     return [*halos, *readings, *everywhere, *pairs, *_pretrained(p), *_larger(p)]
 
 
@@ -197,8 +206,10 @@ def _larger(p: Profile) -> list[Experiment]:
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}) -> list[Experiment]:
     """Initial training that differs from the profile's, and from its weights DSN and LC (and LC's `variants`: changes of its network)."""
     best, control = _tuned(p, float(BEST_RHO), initial), f"dsn-{name}"
-    return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False), _changed(control, f"DSN, {title}", _tuned(p, 1.0, initial)),
-            *(_changed(f"lc-{name}{key}", f"LC, {title}{key and f', as lc{key}'}", replace(best, model=replace(initial.model, **change)), control) for key, change in variants.items())]
+    return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False),
+            _changed(control, f"DSN, {title}", _tuned(p, 1.0, initial)),
+            *(_changed(f"lc-{name}{key}", f"LC, {title}{key and f', as lc{key}'}", replace(best, model=replace(initial.model, **change)), control)
+              for key, change in variants.items())]
 
 
 def _systems(p: Profile) -> list[Experiment]:

@@ -39,6 +39,7 @@ def keep_memory() -> None:
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process when the one that began it ends, however that happens: a killed run leaves no workers behind. Elsewhere nothing happens."""
+    """Have Linux end this process when the one that began it ends, however that happens: a killed run leaves no workers behind. Elsewhere nothing
+    happens."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -17,7 +17,8 @@ from lc.data import SegmentationSet, to_input
 
 SCALES = (0.5, 0.75, 1.0)  # those of DeepLab-v2, which Sec. 4.4 follows; they cost 1.81 of one forward, Table 6 prints 14.3 / 7.7 = 1.86
 CRF_ITERATIONS = 10
-PROCEDURAL = 10  # the CRF sees every 10th procedural image: in their noise nearly every pixel has a colour of its own, and an exact filter takes seconds
+# the CRF sees every 10th procedural image: in their noise nearly every pixel has a colour of its own, and an exact filter takes seconds
+PROCEDURAL = 10
 
 
 @torch.no_grad()

@@ -112,7 +112,8 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
         import av
         file = av.open(str(source))
     except ImportError:
-        raise InputError(f"{source} is no folder of frames, and a video file needs PyAV: `pip install av`, or unpack its frames into a folder") from None
+        raise InputError(f"{source} is no folder of frames, and a video file needs PyAV: `pip install av`, "
+                         "or unpack its frames into a folder") from None
     except (OSError, ValueError) as error:  # PyAV's errors are of both kinds
         raise InputError(f"{source} is no video that can be read ({error}); give a folder of frames, or another file") from None
     if not file.streams.video:
@@ -122,7 +123,8 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
 
 @torch.no_grad()
 def frame_rates(model: nn.Module, images: list[np.ndarray], rhos: list[float], height: int | None) -> tuple[float, dict[float, float], nn.Module]:
-    """Frames per second of the network alone, measured in turns on these images: of the fastest dense form, and of the cascade by rho; and the cascade's fastest form."""
+    """Frames per second of the network alone, measured in turns on these images: of the fastest dense form, and of the cascade by rho; and the
+    cascade's fastest form."""
     inputs = [_input(model, image, height) for image in images]
     sides, dense, _ = trained.forms(model, inputs[0], compiled=False)
     rates = {key: 1e3 / float(np.median(ms)) for key, ms in trained.taking_turns(sides, dense, inputs, rhos, 3).items()}
@@ -142,18 +144,20 @@ def video(source: Path, out: Path, model: nn.Module, spec: Spec, rho: float, tar
     first = list(itertools.islice(stream, PROBE))
     if not first:
         raise InputError(f"{source} holds no frame")
-    dense, rates, quick = frame_rates(model, [image for _, image in first], sorted({float(r) for r in columns("1", "mIoU")}) if target else [rho], height)
+    dense, rates, quick = frame_rates(model, [image for _, image in first],
+                                      sorted({float(r) for r in columns("1", "mIoU")}) if target else [rho], height)
     if target:
         rho = pick_rho(rates, target)
-        print("FPS by rho:", ", ".join(f"{r:g}: {rate:.1f}" for r, rate in rates.items()), f"- rho = {rho:g}" + ("" if rates[rho] >= target else ", the fastest"))
+        print("FPS by rho:", ", ".join(f"{r:g}: {rate:.1f}" for r, rate in rates.items()),
+              f"- rho = {rho:g}" + ("" if rates[rho] >= target else ", the fastest"))
     seconds = []
     for name, image in tqdm(itertools.chain(first, stream), total=count or None, unit="frame"):
         found = predict(quick, image, rho, height)
         pictures = overlays(image, found, spec)
         Image.fromarray(np.concatenate([pictures["labels"], pictures["stages"]], axis=1)).save(out / f"{name}.png")
         seconds.append(found.seconds)
-    print(f"dense {dense:.1f} FPS | LC at rho = {rho:g} {rates[rho]:.1f} FPS on the first {len(first)} frames, {len(seconds) / sum(seconds):.1f} over all "
-          f"{len(seconds)}; network alone, {machine.device_name(next(model.parameters()).device)}")
+    print(f"dense {dense:.1f} FPS | LC at rho = {rho:g} {rates[rho]:.1f} FPS on the first {len(first)} frames, "
+          f"{len(seconds) / sum(seconds):.1f} over all {len(seconds)}; network alone, {machine.device_name(next(model.parameters()).device)}")
 
 
 def stage_pictures(model: nn.Module, image: np.ndarray, label: np.ndarray, rho: float, spec: Spec) -> list[np.ndarray]:

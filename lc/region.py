@@ -83,7 +83,8 @@ class Region:
     def scatter(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
         """Dense map (N, C, H, W) that holds rows (R, C) inside M and `outside` (zeros by default) elsewhere."""
         n, h, w = self.mask.shape
-        base = rows.new_zeros(n, h, w, rows.shape[1]) if outside is None else outside.to(rows.dtype).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+        base = (rows.new_zeros(n, h, w, rows.shape[1]) if outside is None else
+                outside.to(rows.dtype).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format))
         base.flatten(0, 2).index_copy_(0, self.index, rows[:len(self)])
         return base.permute(0, 3, 1, 2)
 

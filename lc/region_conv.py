@@ -15,9 +15,9 @@ The contract. Let M be the region, x the input map, y the output.
   "interpolated"  every wide window and pool finds the mean of the nearby pixels of M there (`interpolated`).
 
 The compact form writes the P pixels of the whole batch as an image of R = h w >= P pixels (1, C, h, w), channels last, i.e. an R x C matrix
-(lc.region.Region says what R is; what lies behind P is anything, and not used). On it 1x1 convolutions are the ordinary ones, as are batch norm, activations,
-sums, concatenation and dropout. Wider windows gather their neighbours through the region's table and multiply. `RegionTensor` carries the pixels
-through unmodified modules: a stage given a tensor is dense, given a RegionTensor it computes those pixels only.
+(lc.region.Region says what R is; what lies behind P is anything, and not used). On it 1x1 convolutions are the ordinary ones, as are batch norm,
+activations, sums, concatenation and dropout. Wider windows gather their neighbours through the region's table and multiply. `RegionTensor`
+carries the pixels through unmodified modules: a stage given a tensor is dense, given a RegionTensor it computes those pixels only.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ def region_conv2d_reference(x: Tensor, mask: Tensor, weight: Tensor, bias: Tenso
 
 
 def interpolated(x: Tensor, mask: Tensor) -> Tensor:
-    """x inside M; outside, the mean of the pixels of M up to REACH rows and columns away, weighted by exp(-distance^2 / 2); zero where there are none.
+    """x inside M; outside, the mean of M's pixels up to REACH rows and columns away, weighted by exp(-distance^2 / 2); zero if there are none.
 
     x: (N, C, H, W); mask: (N, H, W) bool. After Xie et al. (ECCV 2020) and ADP-C (Liu et al., ICLR 2022), whose 7x7 kernel this is with a fixed
     width, and divided by the weights of the pixels that are in M.
@@ -93,7 +93,7 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _product_back(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows (R, O) times weight (O, K) -> (R, K), in the same way: as the gradient of a 1x1 convolution, which needs no transposed copy of the weight."""
+    """rows (R, O) times weight (O, K) -> (R, K), in the same way: as the gradient of a 1x1 convolution, which spares a transposed weight."""
     if not _forms_image(rows):
         return rows @ weight
     image = _as_image(rows)
@@ -143,7 +143,8 @@ class RegionTensor:
     def select(cls, x: "Tensor | RegionTensor", region: Region, reading: str = "zero") -> "RegionTensor":
         """Cut `region` out of a dense map, or out of a RegionTensor whose region contains it; ValueError if their grids differ."""
         if (x.shape[0], *x.shape[2:]) != region.mask.shape:
-            raise ValueError(f"a region must have the map's grid (N, H, W): the map is {tuple(x.shape)}, the region's mask {tuple(region.mask.shape)}")
+            raise ValueError(f"a region must have the map's grid (N, H, W): "
+                             f"the map is {tuple(x.shape)}, the region's mask {tuple(region.mask.shape)}")
         if reading not in READINGS:
             raise ValueError(f"reading must be one of {READINGS}, got {reading!r}")
         carried = reading in ("dense", "features")

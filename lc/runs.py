@@ -152,8 +152,9 @@ def study(entry: Experiment, root, device: torch.device) -> records.Record:
     module, _ = STUDIES[entry.study]
     values, arrays = importlib.import_module(f"lc.{module}").STUDIES[entry.study](model, dsn, data, run.rho)
     record = records.write(entry, {
-        **records.provenance(device_name(device), *records.modules(run.model.network, entry.name)), "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": run.seed,
-        "of": records.stem(_name_of(run), run), "evaluate_seconds": round(time.perf_counter() - clock, 1), "data": _describe(data), "study": values}, arrays)
+        **records.provenance(device_name(device), *records.modules(run.model.network, entry.name)),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": run.seed, "of": records.stem(_name_of(run), run),
+        "evaluate_seconds": round(time.perf_counter() - clock, 1), "data": _describe(data), "study": values}, arrays)
     print(f"  {entry.name}: {record['evaluate_seconds']} s; record {record.path.relative_to(paths.ROOT)}", flush=True)
     return record
 

@@ -137,7 +137,8 @@ def border(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: f
         network.halo, right = halo, []
         for out, labels in _forward(network, data, at):
             if not columns:
-                depth = [np.digitize(distance_transform_edt(m) if not m.all() else np.full(m.shape, np.inf), DEPTHS) for m in out.handed[1].cpu().numpy()]
+                depth = [np.digitize(distance_transform_edt(m) if not m.all() else np.full(m.shape, np.inf), DEPTHS)
+                         for m in out.handed[1].cpu().numpy()]
                 bands += list(cells_to_pixels(torch.from_numpy(np.stack(depth)), labels.shape[1:]).masked_fill(labels == IGNORE, -1).numpy())
             right += list((upsample(out.log_probs, labels.shape[1:]).argmax(1).cpu() == labels).numpy())
         columns.append(right)

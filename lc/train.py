@@ -231,7 +231,8 @@ class Trainer:
             return None
         state = torch.load(target, map_location=self.device)
         if state.get("run") != self.run.key():
-            raise InputError(f"{target} is the state of run {state.get('run', 'of an older version')}, this is run {self.run.key()}; give another folder (--out), or delete that one")
+            raise InputError(f"{target} is the state of run {state.get('run', 'of an older version')}, this is run {self.run.key()}; give another "
+                             "folder (--out), or delete that one")
         self.earlier = state["seconds"]
         self.history = state["history"]
         self.model.load_state_dict(state["model"])

@@ -88,12 +88,15 @@ def pixel_shares() -> list[Finding]:
                     both[BEST_RHO] == early, "stage-2 in Table 1 counts pixels of the whole image"),
             Finding("decided early, by falling rho", "Table 1", "a lower rho decides more", ", ".join(drops) or "monotone", not drops,
                     "stage 1 alone is monotone; the sum need not be where each column is a model of its own, or where stage 2 sees another region"),
-            Finding("rejected early at rho = 0.95", "Sec. 1 / Table 1", f"more than {rejected:g} %", f"{share.loc['stage-1', '0.950']:g} % in stage 1, {both['0.950']:g} % in both",
+            Finding("rejected early at rho = 0.95", "Sec. 1 / Table 1", f"more than {rejected:g} %",
+                    f"{share.loc['stage-1', '0.950']:g} % in stage 1, {both['0.950']:g} % in both",
                     both["0.950"] > rejected, "holds for both stages together; Sec. 3.1 says nearly that for stage 1"),
             Finding("background decided in stage 1", "Sec. 3.1 / Sec. 1, Table 1", "most of the background",
-                    f"at most {100 * share.loc['stage-1', BEST_RHO] / background:.0f} % of it: {share.loc['stage-1', BEST_RHO]:g} % of all pixels, of which {background:g} % are background",
+                    f"at most {100 * share.loc['stage-1', BEST_RHO] / background:.0f} % of it: {share.loc['stage-1', BEST_RHO]:g} % of all pixels, "
+                    f"of which {background:g} % are background",
                     2 * share.loc["stage-1", BEST_RHO] >= background, f"true of the picture, not of the average at rho = {BEST_RHO}"),
-            Finding("greatest ratio of label shares", "Sec. 4.2, Fig. 5a / Table 1", f"up to {highest:g}", f"at most {most:.2f}: all pixels over those that stage 2 gets",
+            Finding("greatest ratio of label shares", "Sec. 4.2, Fig. 5a / Table 1", f"up to {highest:g}",
+                    f"at most {most:.2f}: all pixels over those that stage 2 gets",
                     highest <= most + 0.01, "the end of an axis, or another rho; as shares among 20 foreground classes not all could exceed 1")]
 
 
@@ -108,7 +111,8 @@ def speeds() -> list[Finding]:
                       _near(row.FPS, 1000 / row.ms, 0.1, 50 / row.ms ** 2),
                       "the columns hold different measurements; speed-ups are known to about 5 %") for row in table.itertuples()),
             Finding("speed gain of LC over IRNet", "Sec. 1 / Table 3, Sec. 3.1", f"+{gain} %",
-                    ", ".join(f"{name} FPS: +{v:.0f} %" for name, v in found.items()) + f"; as time saved, {ms:g} ms for {base:g} FPS: {saved[1]:.1f} to {saved[0]:.1f} %",
+                    ", ".join(f"{name} FPS: +{v:.0f} %" for name, v in found.items())
+                    + f"; as time saved, {ms:g} ms for {base:g} FPS: {saved[1]:.1f} to {saved[0]:.1f} %",
                     any(_near(gain, v, 0.1, 2) for v in found.values()) or saved[1] <= gain <= saved[0],
                     "lower than every pair of speeds gives; nearest as time saved; the tables' 1.63x is used here"),
             Finding("time falls by depth and parameters", "Sec. 1 / Table 6, poster", "deeper networks with more parameters are slower",
@@ -127,8 +131,10 @@ def ideal_speedups() -> list[Finding]:
         found = {name: bound(cut, rho) for name, cut in CUTS.items()}
         most = max(bound(cut, rho, rounding=0.5) for cut in CUTS.values())
         rows.append(Finding(f"speed-up of {row}", places.get(row, "Table 3, Sec. 1 / Table 1, Fig. 2"), f"{value:.2f}x",
-                            "at most " + ", ".join(f"{ideal:.2f}x ({name})" for name, ideal in found.items()) + f"; with shares as far up as rounding allows {most:.2f}x",
-                            value <= most, "the dense baseline was slower than its arithmetic needs, or the shares are not those of the timed images"))
+                            "at most " + ", ".join(f"{ideal:.2f}x ({name})" for name, ideal in found.items())
+                            + f"; with shares as far up as rounding allows {most:.2f}x",
+                            value <= most,
+                            "the dense baseline was slower than its arithmetic needs, or the shares are not those of the timed images"))
     return rows
 
 
@@ -193,18 +199,24 @@ def ranks() -> list[Finding]:
     named = {"bicycle", "chair", "pottedplant", "sofa"}
     hard = ["fence", "pole", "traffic sign", "truck", "bus", "bicycle"]
     ahead = [name for name in hard if five.loc["LC", name] > five.drop("LC")[name].max()]
-    return [Finding("rank of LC on Cityscapes", "abstract, Sec. 4.4, Sec. 5 / Table 5", "state of the art", f"{(city >= city['LC']).sum()} of {len(city)}: {city.max():g} leads LC's {city['LC']:g}",
+    return [Finding("rank of LC on Cityscapes", "abstract, Sec. 4.4, Sec. 5 / Table 5", "state of the art",
+                    f"{(city >= city['LC']).sum()} of {len(city)}: {city.max():g} leads LC's {city['LC']:g}",
                     city["LC"] == city.max(), "second by the printed means"),
-            Finding("rank of LC on VOC", "Sec. 4.4 / Table 4", "the best", f"{voc['LC†']:g}, the next {voc.drop(['LC', 'LC†']).max():g}", voc["LC†"] == voc.max(), "stands as printed"),
-            Finding("largest gains on VOC", "Sec. 4.4 / Table 4", ", ".join(sorted(named)), ", ".join(f"{k} {v:+.1f}" for k, v in leads.head(6).items()),
+            Finding("rank of LC on VOC", "Sec. 4.4 / Table 4", "the best", f"{voc['LC†']:g}, the next {voc.drop(['LC', 'LC†']).max():g}",
+                    voc["LC†"] == voc.max(), "stands as printed"),
+            Finding("largest gains on VOC", "Sec. 4.4 / Table 4", ", ".join(sorted(named)),
+                    ", ".join(f"{k} {v:+.1f}" for k, v in leads.head(6).items()),
                     named <= set(leads.head(6).index), "among the six largest gains over the best other row"),
-            Finding("hard Cityscapes classes", "Sec. 4.4 / Table 5", f"LC leads {', '.join(hard)}", f"it leads {len(ahead)} of {len(hard)}", len(ahead) == len(hard), "stands as printed"),
-            Finding("loss of LC (fast)", "Sec. 4.3 / Table 1", "a lower rho affects accuracy slightly", f"{loss:+.2f} points from rho = {BEST_RHO} to {FAST_RHO}", loss > -2, "slight only above rho = 0.95 or so")]
+            Finding("hard Cityscapes classes", "Sec. 4.4 / Table 5", f"LC leads {', '.join(hard)}", f"it leads {len(ahead)} of {len(hard)}",
+                    len(ahead) == len(hard), "stands as printed"),
+            Finding("loss of LC (fast)", "Sec. 4.3 / Table 1", "a lower rho affects accuracy slightly",
+                    f"{loss:+.2f} points from rho = {BEST_RHO} to {FAST_RHO}", loss > -2, "slight only above rho = 0.95 or so")]
 
 
 def systems() -> list[Finding]:
     """Speeds of one system in two places, and parameters against the network of Fig. 2."""
-    twice, backbone = "two measurements, 3 % apart", "the slides head the column as speed of the backbone, and put it beside the accuracy of backbone, scales and CRF"
+    twice = "two measurements, 3 % apart"
+    backbone = "the slides head the column as speed of the backbone, and put it beside the accuracy of backbone, scales and CRF"
     same = [("LC in two tables", "6", "IRNet-LC", "3", "LC", twice),
             ("LC at 80.3 mIoU", "slides", "LC (w/o COCO)", "6", "IRNet-LC multi-scale CRF", backbone),
             ("DeepLab-v2 at 79.7 mIoU", "slides", "DeepLab-v2", "6", "DeepLab-v2", backbone)]
@@ -214,9 +226,11 @@ def systems() -> list[Finding]:
         places = f"{a.place} / {b.place}".replace(" (in reading-notes.md only)", "")
         rows.append(Finding(f"speed of {subject}", places, f"{a.value:g} FPS", f"{b.value:g} FPS", a.value == b.value, so))
     millions, stated = _body()["parameters"].sum() / 1e6, published("6", "IRNet-LC", "params").value
-    ratio = {kind: published("3" if kind == "backbone" else "6", ours, "FPS").value / published("3" if kind == "backbone" else "6", "DeepLab-v2", "FPS").value
+    rate = lambda kind, system: published("3" if kind == "backbone" else "6", system, "FPS").value
+    ratio = {kind: rate(kind, ours) / rate(kind, "DeepLab-v2")
              for kind, ours in (("backbone", "LC"), ("whole system", "IRNet-LC multi-scale CRF"))}
-    rows.append(Finding("speed-up over DeepLab-v2", "Table 3 / Table 6", f"{ratio['backbone']:.2f}x as a backbone", f"{ratio['whole system']:.2f}x with scales and CRF on both sides",
+    rows.append(Finding("speed-up over DeepLab-v2", "Table 3 / Table 6", f"{ratio['backbone']:.2f}x as a backbone",
+                        f"{ratio['whole system']:.2f}x with scales and CRF on both sides",
                         False, "most of a whole system's time is its CRF, which LC does not touch"))
     return [*rows, Finding("parameters", "Table 6 / Fig. 2", f"{stated} M", f"{millions:.2f} M without heads", stated > millions,
                            f"leaves {stated - millions:.1f} M for three heads of two convolutions, whose width the paper does not give")]

@@ -116,7 +116,8 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
     if test == "faster":
         ours, other = (system_times(ev.profile.name).loc[name] for name in names)
         said = _grade(ours["ms_high"] < other["ms_low"]) if ours["ms_high"] < other["ms_low"] or other["ms_high"] < ours["ms_low"] else "not shown"
-        return said, ", ".join(f"{name} {row['ms']:.1f} ms ({row['ms_low']:.1f} to {row['ms_high']:.1f}, {row['form']})" for name, row in zip(names, (ours, other))) + "; different if the quartiles do not overlap"
+        return said, ", ".join(f"{name} {row['ms']:.1f} ms ({row['ms_low']:.1f} to {row['ms_high']:.1f}, {row['form']})"
+                               for name, row in zip(names, (ours, other))) + "; different if the quartiles do not overlap"
     found = verdicts.difference(ev, *names)
     if test == "robust":
         said = "not shown" if found.low < claimed <= found.high else _grade(found.low >= claimed)
@@ -136,7 +137,8 @@ def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:
             return _grade(enough.mean() > 0.5), f"{enough.sum()} of {len(enough)} classes"
         case "hard boundary":
             hard, every = near_boundary(record).loc[BOUNDARY, ["HS", "all"]]
-            return _grade(False, hard > every), f"{hard:.0f} % of HS within {BOUNDARY} pixels, {every:.0f} % of all pixels; the paper gives no width, so {claimed:g} % cannot be checked"
+            said = f"{hard:.0f} % of HS within {BOUNDARY} pixels, {every:.0f} % of all pixels"
+            return _grade(False, hard > every), f"{said}; the paper gives no width, so {claimed:g} % cannot be checked"
         case "few wrong":
             easy, _, hard = record.arrays["sets"][0].sum(1)
             return _grade(hard < easy), f"{100 * hard / (easy + hard):.1f} % of the confident pixels are wrong"
@@ -182,12 +184,15 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
         case "stage parameters":
             rows = components(build_irnet_lc(21), (512, 512))
             millions = [sum(r["parameters"] for r in rows if r["stage"] == stage) / 1e6 for stage in (1, 2, 3)]
-            return _grade(min(millions[1:]) > 2 * millions[0], min(millions[1:]) > millions[0]), ", ".join(f"{m:.1f} M" for m in millions) + " in stages 1, 2, 3"
+            said = ", ".join(f"{m:.1f} M" for m in millions)
+            return _grade(min(millions[1:]) > 2 * millions[0], min(millions[1:]) > millions[0]), f"{said} in stages 1, 2, 3"
         case "order":
             ms = system_times("")["ms"][on.split()]
-            return _grade(ms.is_monotonic_decreasing and ms.is_unique, ms.iloc[-1] < ms.max()), ", ".join(f"{name} {v:.0f} ms" for name, v in ms.items()) + ", full width, 300x500"
+            said = ", ".join(f"{name} {v:.0f} ms" for name, v in ms.items())
+            return _grade(ms.is_monotonic_decreasing and ms.is_unique, ms.iloc[-1] < ms.max()), f"{said}, full width, 300x500"
         case "speed":
-            paper, rows = verdicts.paper_speedups()[float(on)], [{**row, "where": bench["where"]} for bench in speed_files("network") for row in bench["rows"] if row["rho"] == float(on)]
+            paper = verdicts.paper_speedups()[float(on)]
+            rows = [{**row, "where": bench["where"]} for bench in speed_files("network") for row in bench["rows"] if row["rho"] == float(on)]
             if not rows:
                 return "open", "not run"
             low, high = min(row["speedup_low"] for row in rows), min(row["speedup_high"] for row in rows)

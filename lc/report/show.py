@@ -15,7 +15,8 @@ def say(*sentences: str) -> None:
 def frames(items: pd.DataFrame | Iterable[pd.DataFrame], digits: int = 2, missing: str = "not run") -> None:
     """Show one or several tables of numbers, with the caption in their attrs if any; `missing` stands where there is none."""
     for frame in [items] if isinstance(items, pd.DataFrame) else items:
-        display(frame.style.format(precision=digits, na_rep=missing).set_table_attributes('class="numbers"').set_caption(frame.attrs.get("caption", "")))
+        style = frame.style.format(precision=digits, na_rep=missing).set_table_attributes('class="numbers"')
+        display(style.set_caption(frame.attrs.get("caption", "")))
 
 
 def sources(ev: tables.Evidence, names: list[str] | None = None) -> None:

@@ -1,8 +1,8 @@
 """Tables 3 to 6, the poster's and the slides': other systems beside LC, under one budget; and what of the paper is covered where.
 
 results/coverage.csv has a line for each table row and figure panel, with what it is made from, in one word each: a run or study of the
-catalogue; time:NAME, a row of the systems' timing file; poster:NAME, of the poster's; bench:KIND, a timing file; labels, the masks of VOC; model, the network itself;
-published, a row that is only quoted. Records that are missing leave their cells empty.
+catalogue; time:NAME, a row of the systems' timing file; poster:NAME, of the poster's; bench:KIND, a timing file; labels, the masks of VOC; model,
+the network itself; published, a row that is only quoted. Records that are missing leave their cells empty.
 """
 import pandas as pd
 
@@ -103,7 +103,8 @@ def systems(ev: Evidence) -> pd.DataFrame:
 
 def by_class(ev: Evidence) -> pd.DataFrame:
     """IoU of each system by class on the test images (val, where there are none), percent (our counterpart of Tables 4 and 5)."""
-    return pd.DataFrame({title: dict(zip(ev[name]["data"]["classes"], [None if v is None else 100 * v for v in ev[name]["metrics"][ev.splits[-1]]["iou"]]))
+    percent = lambda record: [None if v is None else 100 * v for v in record["metrics"][ev.splits[-1]]["iou"]]
+    return pd.DataFrame({title: dict(zip(ev[name]["data"]["classes"], percent(ev[name])))
                          for name, title in SYSTEMS.items() if name in ev.records}).astype(float).T
 
 
@@ -124,5 +125,6 @@ def variants(ev: Evidence, name: str) -> pd.DataFrame | None:
     if name not in ev.records:
         return None
     study, scores = ev[name]["study"], [variant(ev[name], variant_) for variant_ in ev[name]["study"]["variants"]]
+    images = f"on {len(ev[name].arrays['confusions'][0])} val images"
     return pd.DataFrame({"mIoU": 100 * pd.Series(study["miou"]), "over the first": [words(s - scores[0]) for s in scores],
-                         "seconds per image": study["seconds"]}).set_axis(study["variants"]).rename_axis(f"on {len(ev[name].arrays['confusions'][0])} val images")
+                         "seconds per image": study["seconds"]}).set_axis(study["variants"]).rename_axis(images)

@@ -39,12 +39,14 @@ class Difference:
 
     def verdict(self, claimed: float, effect: bool = True) -> str:
         """One rule for all pages. Fixed before any run: a claimed effect counts by its sign, and only if the interval excludes zero; a claimed
-        absence of effect (effect=False) only if it includes it. Added later, and only ever stricter: an effect counts in full if the interval reaches the
-        claimed size, its absence if the interval stays within SMALL points."""
+        absence of effect (effect=False) only if it includes it. Added later, and only ever stricter: an effect counts in full if the interval
+        reaches the claimed size, its absence if the interval stays within SMALL points."""
         zero_inside = self.low <= 0 <= self.high
         if not effect:
             small = max(abs(self.low), abs(self.high)) <= SMALL
-            return "not: there is an effect" if not zero_inside else f"reproduced: less than {SMALL:g} points" if small else "not shown: the interval is wide"
+            if not zero_inside:
+                return "not: there is an effect"
+            return f"reproduced: less than {SMALL:g} points" if small else "not shown: the interval is wide"
         if zero_inside:
             return "not shown: the interval includes zero"
         if (self.value > 0) != (claimed > 0):
@@ -118,8 +120,10 @@ def difficulty_verdicts(ev: Evidence) -> list[str]:
     least, claimed = published("text", "es-share-at-least").value, published("text", "hs-on-boundary").value
     first, last = near.iloc[0], near.iloc[-1]
     reached = near.index[near["HS"] >= claimed]
-    where = f"{near['HS'][reached[0]]:.0f} % of HS lies within {reached[0]} pixels, where {near['all'][reached[0]]:.0f} % of all pixels lie" if len(reached) else \
-        f"{last['HS']:.0f} % of HS and {last['all']:.0f} % of all pixels lie within {near.index[-1]} pixels"
+    if len(reached):
+        where = f"{near['HS'][reached[0]]:.0f} % of HS lies within {reached[0]} pixels, where {near['all'][reached[0]]:.0f} % of all pixels lie"
+    else:
+        where = f"{last['HS']:.0f} % of HS and {last['all']:.0f} % of all pixels lie within {near.index[-1]} pixels"
     return [f"*ES holds at least {least:g} % of most objects.* Ours, {ev.label} val: it does in {(easy >= least).sum()} of "
             f"{easy.notna().sum()} classes. Of all pixels, ES holds {total[0]:.0f} %, MS {total[1]:.0f} %, HS {total[2]:.1f} %.",
             f"*{claimed:g} % of HS lies on object boundaries* (width not given). Ours: {where}. "
@@ -154,7 +158,8 @@ def paper_speedups() -> dict[float, float]:
 
 
 def answers(ev: Evidence) -> list[str]:
-    """The first page in sentences: did the accuracy gain hold, did the speed gain, is there one at equal accuracy, and how far these numbers reach."""
+    """The first page in sentences: did the accuracy gain hold, did the speed gain, is there one at equal accuracy, and how far these numbers
+    reach."""
     if ev.profile.tier == "smoke" or not {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(ev.records):
         return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
     miou, parts, kinds = printed("2")["mIoU"], [], set()
@@ -174,7 +179,8 @@ def _over_seeds(ev: Evidence) -> list[str]:
     table = why.seeds(ev)
     rows = {other: table.loc[f"{METHODS['LC']} over {METHODS[other]}"] for other in ("DSN", "IRNet")}
     return [f"Mean over {found['seeds'].iloc[0]} seeds, LC - {other}: " + ", ".join(
-        f"{row['mean']} ({split}; seeds {row['apart']} apart)" for split, row in found.iterrows()) for other, found in rows.items() if (found["seeds"] > 1).all()]
+        f"{row['mean']} ({split}; seeds {row['apart']} apart)" for split, row in found.iterrows()) for other, found in rows.items()
+            if (found["seeds"] > 1).all()]
 
 
 def _speedups(ev: Evidence) -> pd.DataFrame:
@@ -191,23 +197,27 @@ def speed_answer(ev: Evidence) -> list[str]:
         return []
     faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
     for network, rows in timed.groupby("network", sort=False):
-        spans = [f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}" for rho, at in rows.groupby("rho", sort=False)["speedup"]]
+        spans = [f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}"
+                 for rho, at in rows.groupby("rho", sort=False)["speedup"]]
         parts.append(f"The {network} {TIMED[network]}: {', '.join(spans)}; faster in {faster[rows.index].sum()} of {len(rows)} timings")
     word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
-    return [f"**Did the speed gain hold? {word}.** {'. '.join(parts)} (lower quartile above 1; each is in the table). The paper's frame rates (Titan X) give {' and '.join(f'{value:.2f}x' for value in paper_speedups().values())}.", *_equal_accuracy(ev)]
+    return [f"**Did the speed gain hold? {word}.** {'. '.join(parts)} (lower quartile above 1; each is in the table). The paper's frame rates (Titan "
+            f"X) give {' and '.join(f'{value:.2f}x' for value in paper_speedups().values())}.", *_equal_accuracy(ev)]
 
 
 def equal_accuracy(ev: Evidence) -> pd.DataFrame:
-    """Each timed cascade (lc.experiments.CASCADES) at each rho below 1 on val: mIoU, that of the DSN with the same images and width, the difference in points, whether it is
-    `equal` (the whole interval above -SMALL), cells that stages 2 and 3 compute, the speed-up over its dense form, its quartiles, and what its multiply-adds allow. No row
-    without a timing, or of a smoke run."""
+    """Each timed cascade (lc.experiments.CASCADES) at each rho below 1 on val: mIoU, that of the DSN with the same images and width, the
+    difference in points, whether it is `equal` (the whole interval above -SMALL), cells that stages 2 and 3 compute, the speed-up over its dense
+    form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
     rows, entries = {}, catalogue(ev.profile.name)
-    for kind, name, control in ((kind, name, entries[name].control or METHODS["DSN"]) for kind, name in CASCADES.items() if name in entries and ev.profile.tier != "smoke"):
+    for kind, name, control in ((kind, name, entries[name].control or METHODS["DSN"]) for kind, name in CASCADES.items() if name in entries
+                                and ev.profile.tier != "smoke"):
         if not {name, control} <= set(ev.records) or not ev[name]["sweep"]:
             continue
         dsn = draws(ev[control], "confusions_val")
         for bench in speed_files(kind, ev.profile.name):
-            timed = {row["rho"]: row for row in bench["rows"] if bench["key"] == ev[name]["key"] and row.get("computed")}  # of this run; older files lack it
+            # of this run; older files lack it
+            timed = {row["rho"]: row for row in bench["rows"] if bench["key"] == ev[name]["key"] and row.get("computed")}
             for at, counts in zip(ev[name]["sweep"], ev[name].arrays["sweep_confusions"]):
                 if at["rho"] == 1 or at["rho"] not in timed:
                     continue
@@ -220,25 +230,29 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
 
 
 def _equal_accuracy(ev: Evidence) -> list[str]:
-    """The greatest speed-up (by its lower quartile) of each cascade among the rows of `equal_accuracy` that are equal, how near the others come, and the paper's, as a
-    sentence; none without a timing."""
+    """The greatest speed-up (by its lower quartile) of each cascade among the rows of `equal_accuracy` that are equal, how near the others come,
+    and the paper's, as a sentence; none without a timing."""
     table, miou = equal_accuracy(ev), printed("1").loc["mIoU"]
     if table.empty:
         return []
     same, fps = table[table["equal"] == "yes"], [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
     best = same.loc[same.groupby(level=0, sort=False)["lower"].idxmax()]
-    parts = [f"{name} reaches {row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] over {row['over']} at rho = {rho} ({row['less the DSN']} points; multiply-adds allow {row['allowed']:.2f}x; {where})"
+    parts = [f"{name} reaches {row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] over {row['over']} at rho = {rho} "
+             f"({row['less the DSN']} points; multiply-adds allow {row['allowed']:.2f}x; {where})"
              for (name, rho, where), row in best.iterrows()]
     apart = (table["mIoU"] - table["DSN"]).drop(best.index.get_level_values(0), level=0)
     near = [f"{name} {table['less the DSN'][at]}" for name, at in apart.groupby(level=0, sort=False).idxmax().items()]
     parts += [f"{'The others come' if parts else 'None is; they come'} no nearer than: {', '.join(near)}"] if near else []
-    return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the whole interval lies at most {SMALL:g} points under the mIoU, on val, of the DSN with "
-            f"the same images and width. {'. '.join(parts)}. The paper: {fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
+    return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the whole interval lies "
+            f"at most {SMALL:g} points under the mIoU, on val, of the DSN with "
+            f"the same images and width. {'. '.join(parts)}. The paper: {fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against "
+            f"{miou['1']:.2f} %)."]
 
 
 def _in_larger_runs(ev: Evidence) -> list[str]:
     """The gain of LC on images of their own size and with a wider network, where these runs are here."""
-    heads, parts = {"large": lambda r: f"On images of {'x'.join(map(str, r['data']['size']))}", "wide": lambda r: f"With {r['parameters'] / 1e6:.2f} M parameters"}, []
+    heads, parts = {"large": lambda r: f"On images of {'x'.join(map(str, r['data']['size']))}",
+                    "wide": lambda r: f"With {r['parameters'] / 1e6:.2f} M parameters"}, []
     for name, head in heads.items():
         if {f"lc-{name}", f"dsn-{name}"} <= set(ev.records):
             found = [difference(ev, f"lc-{name}", f"dsn-{name}", split) for split in ev.splits]
@@ -249,7 +263,8 @@ def _in_larger_runs(ev: Evidence) -> list[str]:
 def _scope(ev: Evidence) -> str:
     first = ev["initial"]
     return (f"**How far does this reach?** One seed where no mean is named; {first['parameters'] / 1e6:.2f} M parameters (paper: "
-            f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: ImageNet)."
+            f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: "
+            "ImageNet)."
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))
 
 
@@ -262,13 +277,18 @@ def gains(ev: Evidence) -> list[pd.DataFrame]:
 
 
 def speedups(ev: Evidence) -> list[pd.DataFrame]:
-    """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow and the opponent, under the paper's; none without a timing."""
-    named = dict(zip(TIMED, ("full-width network, pixel shares of Table 1", f"trained cascade, {ev.label}", f"trained cascade of twice its width, {ev.label}")))
+    """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow and the opponent, under the paper's; none without a
+    timing."""
+    named = dict(zip(TIMED, ("full-width network, pixel shares of Table 1", f"trained cascade, {ev.label}",
+                             f"trained cascade of twice its width, {ev.label}")))
     cells = lambda rho, *values: {(f"rho = {rho:g}", head): value for head, value in zip(("speed-up", "multiply-adds allow", "over"), values)}
-    found = {"the paper's frame rates, Titan X": {key: text for rho, value in paper_speedups().items() for key, text in cells(rho, f"{value:.2f}x", None, None).items()}}
+    found = {"the paper's frame rates, Titan X": {}}
+    for rho, value in paper_speedups().items():
+        found["the paper's frame rates, Titan X"].update(cells(rho, f"{value:.2f}x", None, None))
     for row in _speedups(ev).itertuples():
         found.setdefault(f"{named[row.network]}: {row.where}", {}).update(cells(
-            row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]", None if pd.isna(row.ideal) else f"{row.ideal:.2f}x", row.dense_form))
+            row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
+            None if pd.isna(row.ideal) else f"{row.ideal:.2f}x", row.dense_form))
     parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
     return [pd.DataFrame(part).T for part in parts if len(found) > 1 and part]
 
@@ -276,13 +296,17 @@ def speedups(ev: Evidence) -> list[pd.DataFrame]:
 def readme_block(ev: Evidence) -> str:
     """The README's numbers, as Markdown: headline, Table 2 and Table 1 (each on val and test), and where they come from."""
     parts = ["\n\n".join(answers(ev))]
-    for title, shown in (("Accuracy", gains(ev)), ("Speed", speedups(ev)), ("Table 2, mIoU", methods(ev)), ("Table 1, by rho, percent", rho_table(ev))):
+    for title, shown in (("Accuracy", gains(ev)), ("Speed", speedups(ev)), ("Table 2, mIoU", methods(ev)),
+                         ("Table 1, by rho, percent", rho_table(ev))):
         for frame in shown:
             heads = [title, *(" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns)]
             rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
                     for index, row in zip(frame.index, frame.to_numpy(dtype=object))]
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
-    first, hours = ev["initial"], sum(r.get("train_seconds", 0) + r["evaluate_seconds"] for r in (record.values for record in ev.records.values())) / 3600
-    parts.append(f"Ours: {ev.label}, seed {first['seed']}, {first['device']}; {len(ev.records)} records of {hours:.0f} hours of training and evaluation by the clock in results/{ev.profile.name}/runs, "
-                 f"each with its commit. Brackets: 95 % intervals from a paired bootstrap over images, of videos in blocks of ten frames; of speed-ups, quartiles.")
+    first, hours = ev["initial"], sum(r.get("train_seconds", 0) + r["evaluate_seconds"]
+                                      for r in (record.values for record in ev.records.values())) / 3600
+    parts.append(f"Ours: {ev.label}, seed {first['seed']}, {first['device']}; {len(ev.records)} records of {hours:.0f} hours of training and "
+                 f"evaluation by the clock in results/{ev.profile.name}/runs, "
+                 "each with its commit. Brackets: 95 % intervals from a paired bootstrap over images, of videos in blocks of ten frames; of "
+                 "speed-ups, quartiles.")
     return "\n\n".join(parts)

@@ -19,20 +19,25 @@ LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
 BEFORE = {"lc-easy": "lc-everywhere"}  # what a change is counted from, where not from plain LC
 CAUSES = {**{name: f"context missing at region borders ({k} cell{'s' * (k > 1)} given back)" for name, k in HALOS.items()},
-          "lc-dense-read": "zeros where a window could read the stage's input", "lc-features": "zeros where it could read features of the stage before",
+          "lc-dense-read": "zeros where a window could read the stage's input",
+          "lc-features": "zeros where it could read features of the stage before",
           "lc-interpolated": "zeros where it could read an interpolation of the region (ADP-C)", "lc-long": "too short a cascade training",
-          "lc-pretrained": "random weights at the start (pretrained on procedural images instead)", "lc-large": "small images (twice the sides instead)",
+          "lc-pretrained": "random weights at the start (pretrained on procedural images instead)",
+          "lc-large": "small images (twice the sides instead)",
           "lc-wide": "a narrow network (twice the width instead)", "lc-fast": "too low a learning rate",
-          "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms", "lc-no-hs": "a loss on pixels that are wrong and confident (HS; left out instead)",
+          "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms",
+          "lc-no-hs": "a loss on pixels that are wrong and confident (HS; left out instead)",
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
-          "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)", "aspp-lc": "heads with a small field of view (ASPP instead)"}
+          "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)",
+          "aspp-lc": "heads with a small field of view (ASPP instead)"}
 UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "full width and depth")
 
 
 def used(ev: Evidence) -> list[str]:
     """Names of the records that the tables and sentences below come from."""
     entries = catalogue(ev.profile.name).values()
-    names = {DSN, LC, IRNET, "study-context", "study-border"} | {name for e in entries if e.group == "why" or "-seed-" in e.name for name in (e.name, e.control)}
+    names = {DSN, LC, IRNET, "study-context", "study-border"}
+    names |= {name for e in entries if e.group == "why" or "-seed-" in e.name for name in (e.name, e.control)}
     return [name for name in ev.records if name in names]
 
 
@@ -85,7 +90,8 @@ def said(before: np.ndarray, after: np.ndarray, better: np.ndarray) -> str:
 
 
 def causes(ev: Evidence) -> pd.DataFrame:
-    """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, what it does to LC, and what follows."""
+    """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, what it does to LC, and what
+    follows."""
     entries, rows = catalogue(ev.profile.name), {}
     for name, cause in [(name, cause) for name, cause in CAUSES.items() if name in entries]:
         plain = BEFORE.get(name, LC)
@@ -105,7 +111,8 @@ def summary(table: pd.DataFrame) -> list[str]:
         (kind, *others), said_ = so.str.split().str[0].unique(), "; ".join(f"{split}: {text}" for (_, split), text in so.items())
         groups.setdefault("mixed" if others else kind, []).append(f"{cause}: {said_}" if kind in ("explains", "control") or others else cause)
     heads = {"explains": "Explains it, or part of it", "mixed": "The splits disagree", "control": "The control gets worse, LC no better",
-             "the": "The difference grows", "no": "No effect shown", "nothing": "Nothing to explain", "not": "Not run yet", "smoke": "Smoke runs, no verdict"}
+             "the": "The difference grows", "no": "No effect shown", "nothing": "Nothing to explain", "not": "Not run yet",
+             "smoke": "Smoke runs, no verdict"}
     listed = {heads[kind]: groups[kind] for kind in heads if kind in groups} | {"Not tested here": UNTESTED}
     return [f"**{head}**\n" + "".join(f"\n- {cause}" for cause in found) for head, found in listed.items()]
 
@@ -117,8 +124,10 @@ def account(ev: Evidence) -> str:
         return f"The account needs `study-context`, LC and DSN: {MISSING}."
     whole, zeros = (variant(study, name) for name in ("everything", "zeros"))
     learned, unread = whole - draws(ev[DSN], "confusions_val"), zeros - whole
-    text = (f"On val LC less the DSN is {words(total)} points. If the same trained LC computes every cell, at the same rho, {words(learned)} remain: that is "
-            f"what its training and its early decisions change{'' if np.prod(interval(learned)[1:]) > 0 else ' (no effect shown)'}. The rest, {words(unread)}, is context that windows miss outside their region")
+    shown = "" if np.prod(interval(learned)[1:]) > 0 else " (no effect shown)"
+    text = (f"On val LC less the DSN is {words(total)} points. If the same trained LC computes every cell, at the same rho, {words(learned)} remain: "
+            f"that is what its training and its early decisions change{shown}. The rest, "
+            f"{words(unread)}, is context that windows miss outside their region")
     return text + (f" ({100 * unread[0] / total[0]:.0f} % of the difference)." if np.prod(interval(total)[1:]) > 0 else ".")
 
 
@@ -144,16 +153,20 @@ def border(ev: Evidence) -> pd.DataFrame:
     """Where the drop sits (val), by depth in stage 2's region: pixels, how many are right, LC less DSN, share of what LC loses net (percent)."""
     record = ev["study-border"]
     counts, depths, total = record.arrays["counts"], record["study"]["depths"], record.arrays["counts"].sum(0).astype(float)
-    names = ["decided in stage 1", *(f"{a} cells deep and more" if b is None else f"{a} cell{'s' * (a > 1)} deep" if a == b else f"{a} to {b} cells deep" for a, b in zip(depths, [*(d - 1 for d in depths[1:]), None]))]
+    deep = lambda a, b: f"{a} cells deep and more" if b is None else f"{a} cell{'s' * (a > 1)} deep" if a == b else f"{a} to {b} cells deep"
+    names = ["decided in stage 1", *map(deep, depths, [*(d - 1 for d in depths[1:]), None])]
     apart = draws(record, counts, lambda c: (c[..., 1] - c[..., 3]) / np.maximum(c[..., 0], 1))
     lost = total[:, 3] - total[:, 1]
     return pd.DataFrame({"share of all pixels": 100 * total[:, 0] / total[:, 0].sum(),
-                         **{f"{name} right": 100 * total[:, i] / np.where(total[:, 0] > 0, total[:, 0], np.nan) for i, name in enumerate(record["study"]["networks"], start=1)},
-                         "LC - DSN": [words(d) for d in apart.T], "share of what LC loses": 100 * lost / lost.sum() if lost.sum() else np.nan}, index=names).loc[total[:, 0] > 0]
+                         **{f"{name} right": 100 * total[:, i] / np.where(total[:, 0] > 0, total[:, 0], np.nan)
+                            for i, name in enumerate(record["study"]["networks"], start=1)},
+                         "LC - DSN": [words(d) for d in apart.T], "share of what LC loses": 100 * lost / lost.sum() if lost.sum() else np.nan},
+                        index=names).loc[total[:, 0] > 0]
 
 
 def seeds(ev: Evidence) -> pd.DataFrame:
-    """Gains of LC, of LC with a halo and of LC that reads features, over DSN and IRNet: per seed and their mean, on both splits; intervals are over images."""
+    """Gains of LC, of LC with a halo and of LC that reads features, over DSN and IRNet: per seed and their mean, on both splits; intervals are
+    over images."""
     rows = {}
     for a, b in ((LC, DSN), (LC, IRNET), (HALO, DSN), (HALO, IRNET), ("lc-features", DSN), ("lc-features", IRNET), (DSN, IRNET)):
         for split in ev.splits:

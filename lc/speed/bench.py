@@ -48,7 +48,8 @@ def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> 
     if not static:
         return lambda region: partial(rows, region)
     from lc.speed import kernels
-    block, flat, every = kernels.DeviceMixed(quick, x.dtype), x.permute(0, 2, 3, 1).flatten(0, 2), torch.arange(x[:, 0].numel(), dtype=torch.int32, device=x.device)
+    block, flat = kernels.DeviceMixed(quick, x.dtype), x.permute(0, 2, 3, 1).flatten(0, 2)
+    every = torch.arange(x[:, 0].numel(), dtype=torch.int32, device=x.device)
 
     def buffers(mask: Tensor) -> tuple[kernels.DeviceRegion, Tensor]:
         region = kernels.DeviceRegion.of(mask)
@@ -76,13 +77,16 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 15, grid: tuple[int, int] | None = None, chain: int = 3,
            static: bool | None = None, width: float = 1.0) -> Path:
     """IRNet-B and -C blocks, full width: `chain` blocks on one region, index building included, against the dense block. On a CPU also
-    the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU), and spconv beside them."""
+    the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU), and spconv beside
+    them."""
     static = device.type == "cuda" if static is None else static
-    rows_of = lambda dtype, batch, size: _block_rows(device, repeats, static, dtype, batch, grid or tuple(side // STRIDE for side in size), chain, width)
+    cells = lambda size: grid or tuple(side // STRIDE for side in size)
+    rows_of = lambda dtype, batch, size: _block_rows(device, repeats, static, dtype, batch, cells(size), chain, width)
     return by_setting("region", device, SETTINGS[device.type], rows_of, target, chain=chain, repeats=repeats)
 
 
-def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int], chain: int, width: float) -> tuple[list[dict], dict]:
+def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int], chain: int,
+                width: float) -> tuple[list[dict], dict]:
     torch.manual_seed(0)
     rows, absent = [], {}
     for name in ("irnet_b", "irnet_c"):
@@ -100,11 +104,13 @@ def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.d
             plain = nn.Sequential(*chain * [block])(RegionTensor.select(x, Region(mask)))
             as_map = lambda found: found[0].scatter(found[1]) if static else found.dense()
             differences["region"] = difference(lambda: as_map(call()), plain.dense(), "region")
-            beside, missing = ready({"spconv": lambda: partial(with_spconv(module, x.to(dtype)), mask)}) if static else (_left_out(name, on, mask, chain), {})
+            sparse = {"spconv": lambda: partial(with_spconv(module, x.to(dtype)), mask)}
+            beside, missing = ready(sparse) if static else (_left_out(name, on, mask, chain), {})
             differences |= {form: difference(other, plain.rows, form) for form, other in beside.items() if static}
             times = undisturbed({**dense, "all active": on(full), "region": call, **beside}, repeats, device)
             parts, absent = {key: float(np.median(times.pop(key))) for key in beside}, absent | missing
-            row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": size, **compare(times, 1 / active), "differences": {**differences}}
+            row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": size, **compare(times, 1 / active),
+                   "differences": {**differences}}
             rows.append(row | ({} if not parts else {"sparse_ms": parts} if static else {"gap": _gap(row, parts)}))
     return rows, absent
 
@@ -112,7 +118,8 @@ def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.d
 def _gap(row: dict, parts: dict[str, float]) -> dict[str, float]:
     """Milliseconds above the ideal (dense x active share), and of these for index building, gathering, and calls."""
     without = [row["region_ms"], parts["without index"], parts["without index, gathering"]]
-    return {"all": row["region_ms"] - row["dense_ms"] * row["active"], "index": without[0] - without[1], "gathering": without[1] - without[2], "calls": parts["calls"]}
+    return {"all": row["region_ms"] - row["dense_ms"] * row["active"], "index": without[0] - without[1], "gathering": without[1] - without[2],
+            "calls": parts["calls"]}
 
 
 @torch.no_grad()
@@ -120,7 +127,8 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
             names: tuple[str, ...] = ("irnet",), **architecture) -> Path:
     """The full IRNet-LC at the pixel shares of Table 1 (rho = 0.985 and 0.8), index building and all heads included, against the dense
     network with its last head; random weights, as time does not depend on them. Both sides are compared with the plain modules. OTHERS: LC on
-    the backbones of Tables 4 to 6. architecture: settings of lc.networks.build; a halo is computed round these pixels; it has a file of its own, as has another reading."""
+    the backbones of Tables 4 to 6. architecture: settings of lc.networks.build; a halo is computed round these pixels; it has a file of its own,
+    as has another reading."""
     halo, reading, static = architecture.get("halo", 0), architecture.get("reading", "zero"), device.type == "cuda" if static is None else static
     if reading != "zero" and static:
         raise InputError(f"reading {reading!r} has no form in a GPU's buffers: time it with --device cpu")
@@ -133,7 +141,8 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
     return by_setting(kind, device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats, halo=halo, reading=reading)
 
 
-def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int], architecture: dict) -> tuple[list[dict], dict]:
+def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int],
+                  architecture: dict) -> tuple[list[dict], dict]:
     torch.manual_seed(0)
     rows, model = [], build(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
@@ -151,11 +160,13 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
         everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
         depths = {} if static else {depth: _network_on(quick, image, depth)(regions[0]) for depth in range(1, len(quick.stages) + 1)}
         times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **depths}, repeats, device)
-        until, alone = [float(np.median(times.pop(depth))) for depth in depths], partial(quick.steps, None, image, image.new_zeros(()), *regions[0]) if static else calls[0]
+        until = [float(np.median(times.pop(depth))) for depth in depths]
+        alone = partial(quick.steps, None, image, image.new_zeros(()), *regions[0]) if static else calls[0]
         ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
         rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                      **compare(times, ideal), "differences": {**differences},
-                     "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(alone, device)},  # a graph asks for no memory when it runs
+                     # a graph asks for no memory when it runs
+                     "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(alone, device)},
                      **({"stage_ms": np.diff(until, prepend=0).tolist()} if until else {})})
     return rows, absent
 
@@ -168,7 +179,8 @@ def systems(profile_name: str, target: Path | None = None, device: torch.device 
     shares = {name: 1 - np.cumsum(record["metrics"]["val"]["decided"])[:-1] for name in (f"lc-{BEST_RHO}", "lc-0.800", "aspp-lc")
               if name in entries and (record := records.find(entries[name]))}
     chosen = {TIMED.get(name, name): (entry.run.model, shares.get(name)) for name, entry in entries.items() if name in (*SYSTEMS, *TIMED, *shares)}
-    return write("systems", device, _systems_rows(chosen, len(SPECS[profile(profile_name).data.name].names), size, device, repeats, undisturbed if thorough else alternate), target, paths.results(profile_name) / "bench")
+    classes, measure = len(SPECS[profile(profile_name).data.name].names), undisturbed if thorough else alternate
+    return write("systems", device, _systems_rows(chosen, classes, size, device, repeats, measure), target, paths.results(profile_name) / "bench")
 
 
 @torch.no_grad()
@@ -179,7 +191,8 @@ def poster(target: Path | None = None, device: torch.device = CPU, repeats: int 
     return write("poster", device, _systems_rows(chosen, 21, (300, 500), device, repeats), target)
 
 
-def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], classes: int, size: tuple[int, int], device: torch.device, repeats: int, measure: Callable = undisturbed) -> dict:
+def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], classes: int, size: tuple[int, int], device: torch.device, repeats: int,
+                  measure: Callable = undisturbed) -> dict:
     torch.manual_seed(0)
     image, calls, found = torch.randn(1, 3, *size, device=device).to(memory_format=torch.channels_last), {}, {}
     for name, (config, left) in chosen.items():
@@ -190,7 +203,8 @@ def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], clas
         else:
             masks = [blob(share, tuple(-(-side // STRIDE) for side in size), 0).to(device) for share in left]
             calls |= {(name, form): _network_on(side, image)(masks) for form, side in sides.items()}
-    rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]} for (name, form), times in measure(calls, repeats, device).items()]
+    rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]}
+            for (name, form), times in measure(calls, repeats, device).items()]
     rows = [min((row for row in rows if row["system"] == name), key=lambda row: row["ms"]) for name in chosen]
     return {"size": list(size), "batch": 1, "repeats": repeats, "rows": rows}
 
@@ -203,13 +217,16 @@ def _network_on(model: nn.Module, image: Tensor, depth: int | None = None) -> Ca
     return lambda masks: partial(handed, masks) if isinstance(model, LayerCascade) else lambda: model(image, 0.5, depth, tuple(masks)).log_probs
 
 
-def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (512, 512), batch: int = 1, **architecture) -> Path:
-    """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same losses): the whole step, and
-    stages 2 and 3 alone (forward, losses, gradients down to stage 1's output; head 1, which says where they begin, runs on both sides). Batch norm is fixed (Sec. 3.1). On a
-    GPU in bfloat16, as trainings there, and against torch.compile too (on a CPU that took minutes to compile a small network, and made it no faster).
-    Regions change from step to step (`paper_regions`), among versions that were all met before, as most have been in a training of thousands of steps."""
+def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (512, 512), batch: int = 1,
+             **architecture) -> Path:
+    """A cascade-training step of the full IRNet-LC at the pixel shares of Table 1 against a DSN step (all stages on all pixels, the same losses):
+    the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output; head 1, which says where they begin, runs on
+    both sides). Batch norm is fixed (Sec. 3.1). On a GPU in bfloat16, as trainings there, and against torch.compile too (on a CPU that took
+    minutes to compile a small network, and made it no faster). Regions change from step to step (`paper_regions`), among versions that were all
+    met before, as most have been in a training of thousands of steps."""
     torch.manual_seed(0)
-    rows, grid, phase, dtype = [], tuple(side // STRIDE for side in size), Phase(freeze_bn=True), torch.bfloat16 if device.type == "cuda" else torch.float32
+    rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase(freeze_bn=True)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = build(21, **architecture).to(device, memory_format=torch.channels_last)
     set_trainable(model, phase)
     optimizer, _ = make_optimizer(model, TrainConfig(), Phase(lr=1e-6), 10)
@@ -230,7 +247,8 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
         for masks in regions:
             step(net, x, masks)
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
-                 **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}), "region": lambda turn=itertools.cycle(regions): step(net, x, next(turn))}
+                 **({"torch.compile": partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}),
+                 "region": lambda turn=itertools.cycle(regions): step(net, x, next(turn))}
         macs = [(row["macs"], [1.0, *left][row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
         rows.append({"layer": part, "rho": float(rho), "active": left, **compare(undisturbed(calls, repeats, device), ideal),

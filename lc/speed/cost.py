@@ -74,8 +74,8 @@ def run_dense(model: LayerCascade, image: Tensor) -> Tensor:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Greatest memory of one call, which keeps nothing, beyond what was held before it: of the CUDA allocator, or of PyTorch's CPU allocator as its profiler
-    logs it (buffers inside oneDNN and other libraries are not seen)."""
+    """Greatest memory of one call, which keeps nothing, beyond what was held before it: of the CUDA allocator, or of PyTorch's CPU allocator as
+    its profiler logs it (buffers inside oneDNN and other libraries are not seen)."""
     call()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -86,18 +86,23 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
     with tempfile.TemporaryDirectory() as folder:
         profiler.export_chrome_trace(f"{folder}/trace.json")
-        found = sorted((e for e in json.loads(Path(folder, "trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"), key=lambda e: e["ts"])
+        found = sorted((e for e in json.loads(Path(folder, "trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"),
+                       key=lambda e: e["ts"])
     totals = [event["args"]["Total Allocated"] for event in found] or [0]
-    return max(totals) - sum(event["args"]["Total Allocated"] - event["args"]["Bytes"] for event in found[:1])  # less what earlier profiles saw and nobody freed
+    # less what earlier profiles saw and nobody freed
+    return max(totals) - sum(event["args"]["Total Allocated"] - event["args"]["Bytes"] for event in found[:1])
 
 
-CAPTIONS = {"forms_ms": "milliseconds of every form that was timed", "stage_ms": "milliseconds of each of our stages", "gap": "milliseconds above the ideal",
-            "sparse_ms": "milliseconds of other code on the same pixels", "peak_bytes": "peak memory beyond weights and input, MiB", "differences": "greatest difference from the plain modules' output, as a share of its greatest value"}
+CAPTIONS = {"forms_ms": "milliseconds of every form that was timed", "stage_ms": "milliseconds of each of our stages",
+            "gap": "milliseconds above the ideal",
+            "sparse_ms": "milliseconds of other code on the same pixels", "peak_bytes": "peak memory beyond weights and input, MiB",
+            "differences": "greatest difference from the plain modules' output, as a share of its greatest value"}
 
 
 def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
     """Entries of the rows (keys of CAPTIONS) as tables with captions; no table for what a file does not have."""
-    index = [{k: row[k] if k != "active" else ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[k])) for k in ("network", "layer", "rho", "active") if k in row}
+    index = [{k: row[k] if k != "active" else ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[k]))
+              for k in ("network", "layer", "rho", "active") if k in row}
              for row in bench["rows"]]
     index = pd.MultiIndex.from_frame(pd.DataFrame(index).astype(str))
     named = lambda part, found: pd.Series(found) / (2**20 if part == "peak_bytes" else 1) if isinstance(found, dict) else \

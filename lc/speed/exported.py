@@ -1,5 +1,6 @@
-"""The prepared cascade as one ONNX Runtime graph: all stages, and the choice of pixels between them, as products and gathers for any number of pixels. Same weights,
-same labels as lc.speed.fast, whose parts it spells out; it spares the calls and tables on which a small network spends its time in PyTorch (results/NOTES.md).
+"""The prepared cascade as one ONNX Runtime graph: all stages, and the choice of pixels between them, as products and gathers for any number of
+pixels. Same weights, same labels as lc.speed.fast, whose parts it spells out; it spares the calls and tables on which a small network spends its
+time in PyTorch (results/NOTES.md).
 
 Cells: the K = N h w places of the stride-8 grid, as rows. A map of the active ones has a row of zeros in front, so that 0 says "not there".
 """
@@ -25,19 +26,22 @@ def prepare(model: LayerCascade) -> "Exported":
 
 
 class Exported(nn.Module):
-    """A cascade whose calls run in a graph, made at the first call for each size of image and depth: sizes that a graph leaves open cost half of stage 1's speed."""
+    """A cascade whose calls run in a graph, made at the first call for each size of image and depth: sizes that a graph leaves open cost half of
+    stage 1's speed."""
 
     def __init__(self, model: LayerCascade):
         super().__init__()
         first, later = fold(model), prepared(model)
         if not all(isinstance(stage, FastStage) for stage in later.stages[1:]):
             raise ValueError(f"a cascade with reading {model.reading!r} has no graph: call it itself, or lc.speed.fast.prepare")
-        self.stages, self.heads = (nn.ModuleList([parts[0], *map(as_parts, rest[1:])]) for parts, rest in ((first.stages, later.stages), (first.heads, later.heads)))
+        self.stages, self.heads = (nn.ModuleList([parts[0], *map(as_parts, rest[1:])])
+                                   for parts, rest in ((first.stages, later.stages), (first.heads, later.heads)))
         self.halo, self.features, self.calls = model.halo, model.reading == "features", {}
 
     @torch.no_grad()
     def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:
-        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever they are sure of."""
+        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever
+        they are sure of."""
         rho, key = check_rho(rho), (*image.shape, depth, len(masks))
         values = (image, torch.tensor(rho if rho < 1 else math.inf), *masks)  # rho = 1 is a rule: nobody exits
         if key not in self.calls:
@@ -48,7 +52,8 @@ class Exported(nn.Module):
 
 
 class Graph(nn.Module):
-    """LayerCascade.forward in operations that any engine has. stages, heads: the first one dense, the others as_parts; features: whether windows read them."""
+    """LayerCascade.forward in operations that any engine has. stages, heads: the first one dense, the others as_parts; features: whether windows
+    read them."""
 
     def __init__(self, stages: nn.ModuleList, heads: nn.ModuleList, halo: int, features: bool):
         super().__init__()
@@ -73,7 +78,8 @@ class Graph(nn.Module):
 
 
 class Pixels(Region):
-    """The P pixels that a stage computes, P left open. grid: all cells; mask, index: as of a Region; rows_of: (K,) from 1, the row of each cell's pixel."""
+    """The P pixels that a stage computes, P left open. grid: all cells; mask, index: as of a Region; rows_of: (K,) from 1, the row of each cell's
+    pixel."""
 
     def __init__(self, mask: Tensor, grid: Region):
         super().__init__(mask)

@@ -175,7 +175,8 @@ class FastStage(nn.Sequential):
 
 
 class OnRows(nn.Module):
-    """Something on the pixels of a region. A FastResidual overwrites the values of its input (winograd.Reads only behind P): in a cascade nobody reads them again."""
+    """Something on the pixels of a region. A FastResidual overwrites the values of its input (winograd.Reads only behind P): in a cascade nobody
+    reads them again."""
 
     def forward(self, x: RegionTensor) -> RegionTensor:
         """Shapes as in the original."""
@@ -197,7 +198,8 @@ class FastConv(OnRows):
             return self.winograd(rows, region, ring)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
             reads, width = region if ring is None else ring, math.prod(self.conv.kernel_size) * rows.shape[1]
-            rows = reads.once(("taps", self.window), lambda: winograd.Reads(reads.table(*self.window)[:region.rows].flatten(), reads))(rows).view(region.rows, width)
+            rows = reads.once(("taps", self.window),
+                              lambda: winograd.Reads(reads.table(*self.window)[:region.rows].flatten(), reads))(rows).view(region.rows, width)
         return self.product(rows)
 
 

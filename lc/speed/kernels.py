@@ -25,7 +25,8 @@ from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage
 
 INTERPRETED = triton.knobs.runtime.interpret
 TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
-         for rows, cols, depth, warps in ((64, 64, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8), (128, 64, 64, 4), (128, 128, 64, 8), (64, 128, 64, 4))]
+         for rows, cols, depth, warps in ((64, 64, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8),
+                                          (128, 64, 64, 4), (128, 128, 64, 8), (64, 128, 64, 4))]
 
 
 def _tuned(kernel):
@@ -122,15 +123,16 @@ def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, o
              relu: bool = True, add: bool = False, split: tuple[int, int] = (0, 0)) -> Tensor:
     """out (P, >= O) = relu(add * out + windows(rows) @ weight + bias) for the active rows; the others are not touched.
 
-    rows (P, C), unit stride along C; weight (T C, O), contiguous: an (O, C, kh, kw) one permuted to (kh, kw, C, O); outputs from column split[0] on are written split[1] further right.
-    float32 multiplies as cuDNN's convolutions do: in TF32, unless torch.backends.cudnn.allow_tf32 is off.
+    rows (P, C), unit stride along C; weight (T C, O), contiguous: an (O, C, kh, kw) one permuted to (kh, kw, C, O); outputs from column split[0]
+    on are written split[1] further right. float32 multiplies as cuDNN's convolutions do: in TF32, unless torch.backends.cudnn.allow_tf32 is off.
     """
     _, height, width = region.mask.shape
     taps, outputs = kernel[0] * kernel[1], weight.shape[1]
     precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
     grid = lambda tile: (triton.cdiv(outputs, tile["COLS"]), triton.cdiv(len(rows), tile["ROWS"]))
     _convolve[grid](rows, weight, bias, out, region.index, region.slots, region.count, weight.shape[0] // taps, outputs, len(rows), height, width,
-                    rows.stride(0), out.stride(0), *split, KW=kernel[1], TAPS=taps, DY=dilation[0], DX=dilation[1], RELU=relu, ADD=add, PRECISION=precision, WIDEN=INTERPRETED)
+                    rows.stride(0), out.stride(0), *split, KW=kernel[1], TAPS=taps, DY=dilation[0], DX=dilation[1], RELU=relu, ADD=add,
+                    PRECISION=precision, WIDEN=INTERPRETED)
     return out
 
 
@@ -213,8 +215,8 @@ DEVICE = {FastConv: DeviceConv, FastPool: DevicePool, FastMixed: DeviceMixed, Fa
 
 
 class DeviceCascade(nn.Module):
-    """A cascade for inference in which no step depends on the host: call it like the original. On a GPU each size of image (and depth) is one CUDA graph, made at
-    its first call, whose output the next call overwrites. ValueError for what has no kernel."""
+    """A cascade for inference in which no step depends on the host: call it like the original. On a GPU each size of image (and depth) is one
+    CUDA graph, made at its first call, whose output the next call overwrites. ValueError for what has no kernel."""
 
     def __init__(self, model: LayerCascade, dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -231,7 +233,8 @@ class DeviceCascade(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:
-        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever they are sure of."""
+        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever
+        they are sure of."""
         rho, key = check_rho(rho), (*image.shape, depth, len(masks))
         values = (image, torch.full((), rho if rho < 1 else math.inf, device=image.device), *masks)  # rho = 1 is a rule: nobody exits
         if key not in self.calls:

@@ -17,8 +17,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # 
 
 
 def dense_forms(module: nn.Module, x: Tensor, compiled: bool = True) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
-    """Calls of a folded dense module on x by form, warmed up, and the forms that cannot run here, with the reason. compiled: also those that need a compiler or
-    what only `.[bench]` installs."""
+    """Calls of a folded dense module on x by form, warmed up, and the forms that cannot run here, with the reason. compiled: also those that need
+    a compiler or what only `.[bench]` installs."""
     makers = {"CUDA graph": _graph} if x.is_cuda else {"ONNX Runtime": _onnxruntime}
     makers |= {"torch.compile": _compiled, **({} if x.is_cuda else {"OpenVINO": _openvino})} if compiled else {}
     calls, absent = ready({name: partial(make, module, x) for name, make in makers.items()})
@@ -60,10 +60,12 @@ def session(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str]) -> 
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), inputs, file, dynamo=False, input_names=names)
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # its waiting threads spin within a run only: they would disturb whoever comes next
+    # its waiting threads spin within a run only: they would disturb whoever comes next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     ready = onnxruntime.InferenceSession(file.getvalue(), options, ["CPUExecutionProvider"])
     used = {found.name for found in ready.get_inputs()}
-    return lambda *values: list(map(torch.from_numpy, ready.run(None, {name: value.contiguous().numpy() for name, value in zip(names, values) if name in used})))
+    return lambda *values: list(map(torch.from_numpy,
+                                    ready.run(None, {name: value.contiguous().numpy() for name, value in zip(names, values) if name in used})))
 
 
 def _onnxruntime(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -80,8 +82,9 @@ def _openvino(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def with_spconv(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """From a mask (N, H, W) to the rows (P, O) of a folded module on these pixels of x, its wide windows by spconv's SubMConv2d, which indexes a kind of
-    window once a call; the rest is PyTorch. ImportError without spconv. On more than one thread of a CPU spconv is not to be trusted (results/NOTES.md)."""
+    """From a mask (N, H, W) to the rows (P, O) of a folded module on these pixels of x, its wide windows by spconv's SubMConv2d, which indexes a
+    kind of window once a call; the rest is PyTorch. ImportError without spconv. On more than one thread of a CPU spconv is not to be trusted
+    (results/NOTES.md)."""
     import spconv.pytorch as spconv
     compact, layers = region_conv.region_conv2d, {}
 
@@ -107,7 +110,8 @@ def with_spconv(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def difference(call: Callable[[], Tensor], reference: Tensor, name: str, dtype: torch.dtype | None = None) -> float:
-    """Greatest difference of the call's output, as a share of the reference's greatest value; RuntimeError above the TOLERANCE of dtype (None: the output's)."""
+    """Greatest difference of the call's output, as a share of the reference's greatest value; RuntimeError above the TOLERANCE of dtype (None:
+    the output's)."""
     found = call()
     dtype = dtype or found.dtype
     off = float((found.float() - reference).abs().max() / reference.abs().max())

@@ -38,7 +38,8 @@ def write(kind: str, device: torch.device, values: dict, target: Path | None, fo
 
 def provenance(device: torch.device) -> dict:
     """`records.provenance` of what is timed on a device."""
-    return records.provenance(device_name(device), "speed/fast", "speed/winograd", "speed/exported", *(["speed/kernels"] if device.type == "cuda" else []))
+    return records.provenance(device_name(device), "speed/fast", "speed/winograd", "speed/exported",
+                              *(["speed/kernels"] if device.type == "cuda" else []))
 
 
 def file_of(kind: str, device: torch.device, folder: Path) -> Path:
@@ -47,7 +48,8 @@ def file_of(kind: str, device: torch.device, folder: Path) -> Path:
 
 
 def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: Callable, target: Path | None, **values) -> Path:
-    """`write`, after each (dtype, batch, size) of settings, with the rows and the absent opponents that rows_of gives. A call that is cut off loses one
+    """`write`, after each (dtype, batch, size) of settings, with the rows and the absent opponents that rows_of gives. A call that is cut off
+    loses one
     setting: its file names those that are left, and the next call of the same code, device and values goes on with them."""
     target, rows, absent = target or file_of(kind, device, paths.ROOT / "results" / "bench"), [], {}
     spelt = {f"{str(dtype)[6:]}, batch {batch}, {'x'.join(map(str, size))}": (dtype, batch, size) for dtype, batch, size in settings}
@@ -78,9 +80,11 @@ def shares_left(rho: str) -> np.ndarray:
     return 1 - np.cumsum([published("1", row, rho).value / 100 for row in ("stage-1", "stage-2")])
 
 
-def paper_regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False, halo: int = 0) -> tuple[list[list[Tensor]], list[float]]:
+def paper_regions(rho: str, grid: tuple[int, int], batch: int, device: torch.device, fixed: bool = False,
+                  halo: int = 0) -> tuple[list[list[Tensor]], list[float]]:
     """Masks for stages 2 and 3 in four versions whose sizes differ by 3 % either way, as from image to image: what a library prepares for one
-    size must not be counted as free; and the mean shares of pixels that they compute with a halo. fixed: one version (buffers on a device hold any size)."""
+    size must not be counted as free; and the mean shares of pixels that they compute with a halo. fixed: one version (buffers on a device hold
+    any size)."""
     scales = (1.0,) if fixed else (0.97, 0.99, 1.01, 1.03)
     found = [[blob(share * scale, grid, seed, batch).to(device) for share in shares_left(rho)] for seed, scale in enumerate(scales)]
     return found, torch.tensor([[Region(mask).dilate(halo).mask.float().mean() for mask in masks] for masks in found]).mean(0).tolist()
@@ -118,7 +122,8 @@ def undisturbed(contestants: dict, repeats: int, device: torch.device) -> dict[o
     found = alternate(contestants, repeats, device)
     busy = (psutil.cpu_percent() * psutil.cpu_count() - own.cpu_percent()) / 100
     if busy > BUSY:
-        raise InputError(f"this machine is too noisy to tell: other processes used {busy:.2f} cores, {BUSY:g} allowed; run it again when nothing else runs")
+        raise InputError(f"this machine is too noisy to tell: other processes used {busy:.2f} cores, {BUSY:g} allowed; "
+                         "run it again when nothing else runs")
     return found
 
 
@@ -129,7 +134,9 @@ def compare(found: dict[str, np.ndarray], ideal: float) -> dict:
     for what, values, unit in (("dense side", found[dense], "ms"), ("speed-up", ratios, "x")):
         low, high = np.quantile(values, [0.25, 0.75])
         if (high - low) / np.median(values) / len(values) ** 0.5 > NOISY:
-            raise InputError(f"this machine is too noisy to tell: the {what}'s quartiles are {low:.3g} and {high:.3g} {unit}; run it again when nothing else runs")
-    return {"dense_form": dense, "dense_ms": float(np.median(found[dense])), "region_ms": float(np.median(found["region"])), "speedup": float(np.median(ratios)),
+            raise InputError(f"this machine is too noisy to tell: the {what}'s quartiles are {low:.3g} and {high:.3g} {unit}; run it again when "
+                             "nothing else runs")
+    return {"dense_form": dense, "dense_ms": float(np.median(found[dense])), "region_ms": float(np.median(found["region"])),
+            "speedup": float(np.median(ratios)),
             "speedup_low": float(low), "speedup_high": float(high), "ideal": ideal, "ratio": float(np.median(ratios) / ideal),
             "forms_ms": {name: float(np.median(values)) for name, values in found.items()}}

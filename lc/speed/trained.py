@@ -18,8 +18,10 @@ from lc.speed.opponents import dense_forms, ready
 from lc.speed.timing import alternate, quartiles, undisturbed, write
 
 
-def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None, thorough: bool = True) -> Path:
-    """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run (LC's: cascade).
+def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None,
+        thorough: bool = True) -> Path:
+    """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run
+    (LC's: cascade).
     thorough: also opponents that need a compiler or `.[bench]`, and InputError where other processes keep the machine busy."""
     entry = experiment(profile_name, name)
     model, _ = runs.trained(profile_name, name, device)
@@ -27,7 +29,8 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
     picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
     inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
     rows, absent = timed(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats, thorough)
-    values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]), "images": len(inputs),
+    values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]),
+              "images": len(inputs),
               "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels", "absent": absent,
               "model": asdict(entry.run.model), "rows": rows}
     return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, paths.results(profile_name) / "bench")
@@ -35,31 +38,38 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
 
 @torch.no_grad()
 def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats: int, thorough: bool) -> tuple[list[dict], dict[str, str]]:
-    """One row per contestant, rho or None for the dense network, each in its fastest form, and the forms that are absent. Milliseconds an image; of each stage, what
-    the cascade that stops behind it takes more than one that stops before it (handing over and its head included); shares handed on and computed (a halo is computed,
-    not decided), the speed-up that these allow, and the one measured: median and quartiles of dense / cascade, turn by turn."""
+    """One row per contestant, rho or None for the dense network, each in its fastest form, and the forms that are absent. Milliseconds an image;
+    of each stage, what the cascade that stops behind it takes more than one that stops before it (handing over and its head included); shares
+    handed on and computed (a halo is computed, not decided), the speed-up that these allow, and the one measured: median and quartiles of dense /
+    cascade, turn by turn."""
     sides, dense, absent = forms(model, images[0], thorough)
     measure, size = undisturbed if thorough else alternate, images[0].shape[2:]
     times = taking_turns(sides, dense, images, rhos, repeats, measure)
     fastest = lambda keys: min(keys, key=lambda key: np.median(times[key]))
     best, chosen = fastest(dense), {rho: fastest((form, rho) for form in sides) for rho in rhos}
-    depths = {(rho, depth): lambda rho=rho, depth=depth: [sides[chosen[rho][0]](image, rho, depth) for image in images] for rho in rhos for depth in range(1, len(model.stages) + 1)}
+    depths = {(rho, depth): lambda rho=rho, depth=depth: [sides[chosen[rho][0]](image, rho, depth) for image in images] for rho in rhos
+              for depth in range(1, len(model.stages) + 1)}
     until = {key: float(np.median(ms)) / len(images) for key, ms in measure(depths, repeats, images[0].device).items()}
-    rows = [{"rho": None, **quartiles("ms", times[best]), "samples": repeats, "dense_form": best, **quartiles("speedup", times[best] / times[best]), "stage_ms": [float(np.median(times[best]))],
+    rows = [{"rho": None, **quartiles("ms", times[best]), "samples": repeats, "dense_form": best, **quartiles("speedup", times[best] / times[best]),
+             "stage_ms": [float(np.median(times[best]))],
              "handed": None, "computed": None, "ideal": None, "forms_ms": {form: float(np.median(times[form])) for form in dense}}]
     for rho, key in chosen.items():
         outs = [sides["PyTorch"](image, rho) for image in images]
-        computed = np.mean([[1.0 if region is None else region.mask.float().mean().item() for region in out.regions] for out in outs], axis=0).tolist()
-        rows.append({"rho": rho, **quartiles("ms", times[key]), "samples": repeats, "dense_form": best, "region_form": key[0], **quartiles("speedup", times[best] / times[key]),
+        computed = np.mean([[1.0 if region is None else region.mask.float().mean().item() for region in out.regions] for out in outs],
+                           axis=0).tolist()
+        rows.append({"rho": rho, **quartiles("ms", times[key]), "samples": repeats, "dense_form": best, "region_form": key[0],
+                     **quartiles("speedup", times[best] / times[key]),
                      "stage_ms": np.diff([until[rho, depth] for depth in range(1, len(model.stages) + 1)], prepend=0).tolist(),
                      "handed": np.mean([out.shares for out in outs], axis=0).tolist(), "computed": computed,
-                     "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed), "forms_ms": {form: float(np.median(times[form, rho])) for form in sides}})
+                     "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed),
+                     "forms_ms": {form: float(np.median(times[form, rho])) for form in sides}})
     return rows, absent
 
 
-def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int, measure: Callable = alternate) -> dict[object, np.ndarray]:
-    """Milliseconds an image of each dense form, and of each (form of the cascade, rho), over turns: in a turn a contestant takes all images, so that what
-    another library leaves running disturbs its first calls only."""
+def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int,
+                 measure: Callable = alternate) -> dict[object, np.ndarray]:
+    """Milliseconds an image of each dense form, and of each (form of the cascade, rho), over turns: in a turn a contestant takes all images, so
+    that what another library leaves running disturbs its first calls only."""
     turns = {form: lambda call=call: [call() for _ in images] for form, call in dense.items()}
     turns |= {(form, rho): lambda side=side, rho=rho: [side(image, rho) for image in images] for form, side in sides.items() for rho in rhos}
     return {key: ms / len(images) for key, ms in measure(turns, repeats, images[0].device).items()}

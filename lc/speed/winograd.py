@@ -2,7 +2,8 @@
 (Toom and Cook's construction). A tile of 4 outputs takes 10 products of each input with each output channel where r is 7, not 28; 6, not 12,
 where r is 3; a tile of 4x4 outputs of a 3x3 kernel 36, not 144.
 
-A tile is computed if one of its pixels is active, and reads zeros outside the region, or a Ring. With a dilation of d a tile lies on every d-th pixel.
+A tile is computed if one of its pixels is active, and reads zeros outside the region, or a Ring. With a dilation of d a tile lies on every d-th
+pixel.
 """
 import math
 from functools import lru_cache
@@ -17,7 +18,8 @@ from lc.region import Region
 TILE = 4  # outputs of a tile, along an axis with taps
 WIDE = {(3, 3): 192, (1, 7): 128, (7, 1): 128}  # channels from which the products saved are worth the transforms (results/NOTES.md)
 PAYS = 0.6  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
-POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}  # and infinity; these lose least to rounding of those tried
+# and infinity; these lose least to rounding of those tried
+POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}
 
 
 def transforms(taps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,8 +47,8 @@ def cells_around(mask: Tensor, kernel: tuple[int, int], dilation: tuple[int, int
 
 
 class Ring(Region):
-    """A region, and behind its rows those of the Q cells outside that windows of one kernel read, and a row for zeros. features: (Q + 1, C), what the map
-    `outside` (N, C, H, W) has there. Rows are read by this numbering, and computed for the region alone."""
+    """A region, and behind its rows those of the Q cells outside that windows of one kernel read, and a row for zeros. features: (Q + 1, C), what
+    the map `outside` (N, C, H, W) has there. Rows are read by this numbering, and computed for the region alone."""
 
     def __init__(self, region: Region, outside: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]):
         super().__init__(region.mask)
@@ -78,8 +80,9 @@ class Reads:
 
 @lru_cache(maxsize=32)
 def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple[int, int]) -> np.ndarray:
-    """(n, L, X): pixels of a flattened map (N, H, W), N H W where none, that tiles on each of L lines read, n of them across a line. Pixels of a line are
-    as far apart as the dilation says; half a kernel lies before the first, half a kernel and a tile behind the last. Lines lie along an axis with taps."""
+    """(n, L, X): pixels of a flattened map (N, H, W), N H W where none, that tiles on each of L lines read, n of them across a line. Pixels of a
+    line are as far apart as the dilation says; half a kernel lies before the first, half a kernel and a tile behind the last. Lines lie along an
+    axis with taps."""
     pixels = np.arange(math.prod(shape)).reshape(shape)
     if kernel[1] == 1:
         pixels, kernel, dilation = pixels.transpose(0, 2, 1), kernel[::-1], dilation[::-1]
@@ -95,8 +98,9 @@ def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple
 
 
 class Tiles:
-    """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. taps: what their (n T,) inputs read; place: (R,) where the
-    value of each row lies among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, and at every fourth pixel of the run."""
+    """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. taps: what their (n T,) inputs read;
+    place: (R,) where the value of each row lies among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, and at
+    every fourth pixel of the run."""
 
     def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
         across, along = sorted(kernel) if 1 in kernel else kernel  # taps
@@ -110,7 +114,8 @@ class Tiles:
         line, start = begins.nonzero()
         self.taps = Reads(torch.from_numpy(lines[:, line, start + np.arange(TILE + along - 1)[:, None]].ravel()), reads)
         place = np.zeros(region.rows + 1, dtype=np.int64)
-        place[np.minimum(inside, region.rows)] = (np.arange(len(inside))[:, None, None] * TILE + step) * len(line) + begins.cumsum().reshape(step.shape) - 1
+        tile = begins.cumsum().reshape(step.shape) - 1
+        place[np.minimum(inside, region.rows)] = (np.arange(len(inside))[:, None, None] * TILE + step) * len(line) + tile
         self.place = torch.from_numpy(place[:-1])
 
 
