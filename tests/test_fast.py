@@ -23,7 +23,7 @@ from lc.networks import build
 from lc.region import Region
 from lc.region_conv import READINGS, RegionTensor
 from lc.report import tables
-from lc.speed import bench, cost, exported, opponents, timing, winograd
+from lc.speed import bench, cost, exported, opponents, timing, trained, winograd
 from lc.speed import fast as fast_module
 from lc.speed.fast import FastMixed, FastResidual, prepare
 
@@ -411,6 +411,18 @@ def test_bench_network(unhurried, tmp_path):
         assert {"folded", "all active", "region"} <= set(row["forms_ms"]) and min(row["peak_bytes"].values()) > 1e5 and row["ideal"] > 1
     values = json.loads(bench.network(tmp_path / "y.json", repeats=1, settings=[(torch.float32, 1, (128, 128))], reading="features", **SMALL).read_text())
     assert values["kind"] == values["reading"] == "features" and all(row["same_labels"] > 0.999 and row["differences"]["region"] < 1e-4 for row in values["rows"])
+
+
+def test_time_by_stage_is_what_one_stage_more_takes(tmp_path, monkeypatch):
+    """Of forwards that stop behind stage 1, 2 and 3, not their sums; with random and with trained weights."""
+    def given(contestants, repeats, device=None):
+        stages = {name: name[-1] if isinstance(name, tuple) else name for name in contestants}
+        return {name: np.full(3, 10.0 * stage ** 2 if isinstance(stage, int) else 100.0) for name, stage in stages.items()}
+
+    monkeypatch.setattr(bench, "undisturbed", given), monkeypatch.setattr(trained, "alternate", given)
+    rows = json.loads(bench.network(tmp_path / "x.json", repeats=3, settings=[(torch.float32, 1, (64, 64))], **SMALL).read_text())["rows"]
+    rows += trained.timed(build(3, **SMALL).eval(), [torch.randn(1, 3, 64, 64)], [0.9], repeats=3, thorough=False)[0][1:]
+    assert [row["stage_ms"] for row in rows] == 3 * [[10, 30, 50]]
 
 
 def test_bench_networks(unhurried, tmp_path):
