@@ -39,7 +39,6 @@ def keep_memory() -> None:
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process when the one that began it ends, however that happens: a killed run leaves no workers behind. Elsewhere nothing
-    happens."""
+    """Have Linux end this process when the one that began it ends, however that happens: a killed run leaves no workers behind. On Linux only."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

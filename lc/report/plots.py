@@ -74,8 +74,7 @@ def rho_curve(ours: pd.DataFrame, paper: pd.DataFrame | None, value: str, ax: Ax
 
 
 def trade_off(curves: dict[str, pd.DataFrame], x: str, ax: Axes, title: str, floor: float | None = None, y: str = "mIoU (percent)") -> Axes:
-    """mIoU (or what `y` says) against a cost `x`: one line per name, points labelled by the frame's index where there is room; a single row is a
-    point.
+    """mIoU (or what `y` says) against a cost `x`: one line per name, points labelled by index where there is room; a single row is a point.
     floor: mIoU of the dense network, as a horizontal line."""
     for (name, points), colour_ in zip(curves.items(), (OUR_COLOUR, *STAGE_COLOURS[1:], PAPER_COLOUR, *sns.color_palette("dark"))):
         ax.plot(points[x], points["mIoU"], "o-", color=colour_, label=name)

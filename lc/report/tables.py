@@ -109,8 +109,7 @@ def printed(table: str) -> pd.DataFrame:
 
 
 def paper_and_ours(paper: pd.DataFrame, ours: pd.DataFrame, ev: Evidence, label: str = "") -> list[pd.DataFrame]:
-    """What a page shows, in the paper's rows: one table where that is allowed, otherwise the paper's and ours (the evidence's label, or this)
-    apart."""
+    """What a page shows, in the paper's rows: one table where that is allowed, else the paper's and ours (the evidence's label, or this) apart."""
     frames = {"paper": paper, label or ev.label: ours.reindex(paper.index)}
     return [pd.concat(frames, axis=1)] if ev.comparable else [pd.concat({head: frame}, axis=1) for head, frame in frames.items()]
 
@@ -210,15 +209,13 @@ def speed_files(kind: str, profile_name: str = "") -> list[dict]:
 
 
 def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:
-    """Milliseconds (ms, ms_low, ms_high), in which form, and parameters of each system by name, on one device (None: the first); no profile: the
-    poster's."""
+    """Milliseconds (ms, ms_low, ms_high), form and parameters of each system by name, on one device (None: the first); no profile: the poster's."""
     found = [bench["rows"] for bench in speed_files("systems" if profile_name else "poster", profile_name) if device in (None, bench["device"])]
     return pd.DataFrame(found[0] if found else [], columns=["system", "ms", "ms_low", "ms_high", "form", "parameters"]).set_index("system")
 
 
 def speed_table(bench: dict) -> pd.DataFrame:
-    """Rows of a bench against the fastest dense form: milliseconds of the fastest dense form and of the region side, speed-up with quartiles,
-    ideal."""
+    """Rows of a bench: milliseconds of the fastest dense form and of the region side, the speed-up with its quartiles, and the ideal."""
     rows = pd.DataFrame(bench["rows"])
     rows["active, %"] = [", ".join(f"{100 * a:.0f}" for a in np.atleast_1d(active)) for active in rows["active"]]
     rows["quartiles"] = [f"{low:.2f}-{high:.2f}" for low, high in zip(rows["speedup_low"], rows["speedup_high"])]

@@ -158,8 +158,7 @@ def paper_speedups() -> dict[float, float]:
 
 
 def answers(ev: Evidence) -> list[str]:
-    """The first page in sentences: did the accuracy gain hold, did the speed gain, is there one at equal accuracy, and how far these numbers
-    reach."""
+    """The first page in sentences: did the accuracy gain hold, did the speed gain, is there one at equal accuracy, and how far does this reach."""
     if ev.profile.tier == "smoke" or not {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(ev.records):
         return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
     miou, parts, kinds = printed("2")["mIoU"], [], set()
@@ -277,8 +276,7 @@ def gains(ev: Evidence) -> list[pd.DataFrame]:
 
 
 def speedups(ev: Evidence) -> list[pd.DataFrame]:
-    """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow and the opponent, under the paper's; none without a
-    timing."""
+    """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, and the opponent, under the paper's."""
     named = dict(zip(TIMED, ("full-width network, pixel shares of Table 1", f"trained cascade, {ev.label}",
                              f"trained cascade of twice its width, {ev.label}")))
     cells = lambda rho, *values: {(f"rho = {rho:g}", head): value for head, value in zip(("speed-up", "multiply-adds allow", "over"), values)}

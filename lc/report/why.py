@@ -90,8 +90,7 @@ def said(before: np.ndarray, after: np.ndarray, better: np.ndarray) -> str:
 
 
 def causes(ev: Evidence) -> pd.DataFrame:
-    """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it, what it does to LC, and what
-    follows."""
+    """One row per cause: the gain that LC has over its control once the cause is removed, how far that moves it and LC, and what follows."""
     entries, rows = catalogue(ev.profile.name), {}
     for name, cause in [(name, cause) for name, cause in CAUSES.items() if name in entries]:
         plain = BEFORE.get(name, LC)
@@ -165,8 +164,7 @@ def border(ev: Evidence) -> pd.DataFrame:
 
 
 def seeds(ev: Evidence) -> pd.DataFrame:
-    """Gains of LC, of LC with a halo and of LC that reads features, over DSN and IRNet: per seed and their mean, on both splits; intervals are
-    over images."""
+    """Gains of LC, plain, with a halo and reading features, over DSN and IRNet: per seed and their mean, on both splits; intervals over images."""
     rows = {}
     for a, b in ((LC, DSN), (LC, IRNET), (HALO, DSN), (HALO, IRNET), ("lc-features", DSN), ("lc-features", IRNET), (DSN, IRNET)):
         for split in ev.splits:

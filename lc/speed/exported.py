@@ -52,8 +52,7 @@ class Exported(nn.Module):
 
 
 class Graph(nn.Module):
-    """LayerCascade.forward in operations that any engine has. stages, heads: the first one dense, the others as_parts; features: whether windows
-    read them."""
+    """LayerCascade.forward in operations that any engine has. stages, heads: the first one dense, the others as_parts; features: are they read."""
 
     def __init__(self, stages: nn.ModuleList, heads: nn.ModuleList, halo: int, features: bool):
         super().__init__()
@@ -78,8 +77,7 @@ class Graph(nn.Module):
 
 
 class Pixels(Region):
-    """The P pixels that a stage computes, P left open. grid: all cells; mask, index: as of a Region; rows_of: (K,) from 1, the row of each cell's
-    pixel."""
+    """The P pixels that a stage computes, P left open. grid: all cells; mask, index: as of a Region; rows_of: (K,) from 1, each cell's row."""
 
     def __init__(self, mask: Tensor, grid: Region):
         super().__init__(mask)

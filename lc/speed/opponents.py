@@ -110,8 +110,7 @@ def with_spconv(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def difference(call: Callable[[], Tensor], reference: Tensor, name: str, dtype: torch.dtype | None = None) -> float:
-    """Greatest difference of the call's output, as a share of the reference's greatest value; RuntimeError above the TOLERANCE of dtype (None:
-    the output's)."""
+    """Greatest difference of the call's output, as a share of the reference's greatest value; RuntimeError above TOLERANCE of dtype, or its own."""
     found = call()
     dtype = dtype or found.dtype
     off = float((found.float() - reference).abs().max() / reference.abs().max())
