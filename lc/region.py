@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDTH = 64  # of the image that the rows of a padded region form; oneDNN's 1x1 convolutions are faster on it than matrix products (results/NOTES.md)
+# numbers of rows, between a power of two and the next, that regions on a CPU are rounded up to: oneDNN prepares itself for each anew, in training for
+# gradients too (results/NOTES.md)
+SIZES = {"training": 16, "inference": 64}
+LEAST = 1024  # the power of two below which the steps stay as they are there
+WIDTH = LEAST // SIZES["training"]  # in training the rows form an image of it: oneDNN's 1x1 convolutions are faster than matrix products
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -19,17 +23,17 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 class Region:
     """The set M of Sec. 3.2, for a whole batch.
 
-    mask: (N, H, W) bool, True inside M. Empty, full and one-pixel regions are ordinary. padded: R is P rounded up to a multiple of WIDTH, by 6 % at
-    most where P is large, so that the rows of a region form an image, and few sizes of it occur; else R = P. Rows behind P hold anything.
+    mask: (N, H, W) bool, True inside M. Empty, full and one-pixel regions are ordinary. sizes: R is P rounded up to one of so many numbers between
+    a power of two (LEAST or more) and the next, by 1 / sizes at most; 0: R = P. Rows behind P hold anything.
     """
 
-    def __init__(self, mask: Tensor, padded: bool = False):
+    def __init__(self, mask: Tensor, sizes: int = 0):
         if mask.dim() != 3 or mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool of shape (N, H, W), got {mask.dtype} {tuple(mask.shape)}")
         self.mask = mask
         self.index = mask.flatten().nonzero().squeeze(1)  # (P,) positions in the flattened N*H*W grid
-        unit = max(WIDTH, 1 << max(0, len(self).bit_length() - 5)) if padded else 1
-        self.padded, self.rows = padded, -(-len(self) // unit) * unit
+        unit = max(LEAST, 1 << len(self).bit_length() >> 1) // sizes if sizes else 1
+        self.sizes, self.rows = sizes, -(-len(self) // unit) * unit
         self._made: dict[tuple, object] = {}
 
     def __len__(self) -> int:
@@ -74,11 +78,15 @@ class Region:
 
     def gather(self, dense: Tensor) -> Tensor:
         """Rows (R, C) of a dense map (N, C, H, W); those behind P repeat its first cell."""
-        return dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, F.pad(self.index, (0, self.rows - len(self))))
+        return dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, self._repeated(self.index))
+
+    def _repeated(self, numbers: Tensor) -> Tensor:
+        """(P,) -> (R,), 0 behind."""
+        return F.pad(numbers, (0, self.rows - len(self)))
 
     def fill(self, rows: Tensor) -> Tensor:
         """(P, C) -> (R, C), zeros behind."""
-        return F.pad(rows, (0, 0, 0, self.rows - len(self))) if self.padded else rows
+        return F.pad(rows, (0, 0, 0, self.rows - len(self))) if self.sizes else rows
 
     def scatter(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
         """Dense map (N, C, H, W) that holds rows (R, C) inside M and `outside` (zeros by default) elsewhere."""
@@ -89,11 +97,11 @@ class Region:
         return base.permute(0, 3, 1, 2)
 
     def rows_in(self, other: "Region") -> Tensor:
-        """(P,) row numbers of this region's pixels in `other`, which must contain it."""
+        """(R,) row numbers of this region's pixels in `other`, which must contain it; those behind P are 0."""
         rows = other.slots().flatten().index_select(0, self.index)
         if len(self) and int(rows.max()) == other.rows:
             raise ValueError("this region is not inside the other: a later stage can only shrink the region")
-        return rows
+        return self._repeated(rows)
 
     def dilate(self, pixels: int) -> "Region":
         """The region grown by a halo of `pixels` (a square window); the same object when pixels is 0, ValueError below."""
@@ -102,4 +110,4 @@ class Region:
         if pixels == 0:
             return self
         grown = F.max_pool2d(self.mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
-        return Region(grown[:, 0] > 0, self.padded)
+        return Region(grown[:, 0] > 0, self.sizes)

@@ -26,7 +26,7 @@ from lc.backbone import ConvBN, Head, Mixed, Residual
 from lc.cascade import LayerCascade
 from lc.machine import keep_memory
 from lc.region import Region
-from lc.region_conv import RegionTensor, _as_image
+from lc.region_conv import RegionTensor
 from lc.speed import winograd
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
@@ -163,14 +163,12 @@ class Product:
 
 
 class FastStage(nn.Sequential):
-    """A later stage, or its head; a dense map goes through it as its full region. On a CPU rows are padded: oneDNN prepares itself for every new
-    size, for about 1 ms a product (results/NOTES.md)."""
+    """A later stage, or its head; a dense map goes through it as its full region."""
 
     def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
         """Shapes as in the original."""
         if isinstance(x, RegionTensor):
-            region = x.region if x.region.padded or x.device.type != "cpu" else Region(x.region.mask, padded=True)
-            return super().forward(x if region is x.region else replace(x, values=_as_image(region.fill(x.rows)), region=region))
+            return super().forward(x)
         return super().forward(RegionTensor.select(x, _full((x.shape[0], *x.shape[2:]), x.device))).dense()
 
 
