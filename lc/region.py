@@ -51,6 +51,9 @@ class Region:
 
     def slots(self) -> Tensor:
         """(N, H, W) long: the row of each pixel in the compact tensor, R where the pixel is outside M."""
+        return self.once(("slots",), self._number)
+
+    def _number(self) -> Tensor:
         slots = torch.full((self.mask.numel(),), self.rows, dtype=torch.long, device=self.device)
         slots[self.index] = torch.arange(len(self), device=self.device)
         return slots.view(self.mask.shape)

@@ -56,9 +56,9 @@ class Ring(Region):
         self.first, self.rows = region.rows, region.rows + len(self.around) + 1
         self.features = outside.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, F.pad(self.around, (0, 1)))
 
-    def slots(self) -> Tensor:
-        """As those of a Region, with the cells around."""
-        slots = super().slots()
+    def _number(self) -> Tensor:
+        """The slots of a Region, with the cells around."""
+        slots = super()._number()
         slots.view(-1)[self.around] = torch.arange(self.first, self.rows - 1, device=self.device)
         return slots
 
