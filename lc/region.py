@@ -81,15 +81,11 @@ class Region:
 
     def gather(self, dense: Tensor) -> Tensor:
         """Rows (R, C) of a dense map (N, C, H, W); those behind P repeat its first cell."""
-        return dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, self._repeated(self.index))
+        return dense.permute(0, 2, 3, 1).reshape(-1, dense.shape[1]).index_select(0, self.fill(self.index))
 
-    def _repeated(self, numbers: Tensor) -> Tensor:
-        """(P,) -> (R,), 0 behind."""
-        return F.pad(numbers, (0, self.rows - len(self)))
-
-    def fill(self, rows: Tensor) -> Tensor:
-        """(P, C) -> (R, C), zeros behind."""
-        return F.pad(rows, (0, 0, 0, self.rows - len(self))) if self.sizes else rows
+    def fill(self, values: Tensor) -> Tensor:
+        """(P, ...) -> (R, ...), zeros behind."""
+        return F.pad(values, (0, 0) * (values.dim() - 1) + (0, self.rows - len(self))) if self.rows > len(self) else values
 
     def scatter(self, rows: Tensor, outside: Tensor | None = None) -> Tensor:
         """Dense map (N, C, H, W) that holds rows (R, C) inside M and `outside` (zeros by default) elsewhere."""
@@ -104,7 +100,7 @@ class Region:
         rows = other.slots().flatten().index_select(0, self.index)
         if len(self) and int(rows.max()) == other.rows:
             raise ValueError("this region is not inside the other: a later stage can only shrink the region")
-        return self._repeated(rows)
+        return self.fill(rows)
 
     def dilate(self, pixels: int) -> "Region":
         """The region grown by a halo of `pixels` (a square window); the same object when pixels is 0, ValueError below."""
