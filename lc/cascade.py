@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc.errors import check_rho
-from lc.region import SIZES, Region
+from lc.region import Region
 from lc.region_conv import READINGS, RegionTensor
 
 STRIDE = 8
@@ -69,10 +69,9 @@ class LayerCascade(nn.Module):
         log_probs = logits.float().log_softmax(dim=1)
         open_ = torch.ones_like(log_probs[:, 0], dtype=torch.bool)      # (N, h, w): not yet decided
         out = CascadeOutput(log_probs, open_.to(torch.uint8), [log_probs], [logits], [open_], [None])
-        sizes = SIZES["training" if self.training else "inference"] if image.device.type == "cpu" else 0
         for number, (stage, head) in enumerate(zip(self.stages[1:depth], self.heads[1:depth]), start=2):
             open_ = open_ & undecided(out.log_probs, rho)
-            region = Region(open_, sizes).dilate(self.halo) if rho < 1 else None
+            region = Region(open_, open_.device.type == "cpu").dilate(self.halo) if rho < 1 else None
             x = x if region is None else RegionTensor.select(x, region, self.reading)
             x = stage(x)
             logits = head(x)

@@ -24,8 +24,6 @@ from lc.errors import InputError
 
 IGNORE = 255
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the pretrained backbones expect
-
-
 CACHE = 4 * 2 ** 30  # bytes of decoded images that one split keeps in memory; the rest is decoded each time it is asked for
 
 

@@ -9,11 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# numbers of rows, between a power of two and the next, that regions on a CPU are rounded up to: oneDNN prepares itself for each anew, in training for
-# gradients too (results/NOTES.md)
-SIZES = {"training": 16, "inference": 64}
-LEAST = 1024  # the power of two below which the steps stay as they are there
-WIDTH = LEAST // SIZES["training"]  # in training the rows form an image of it: oneDNN's 1x1 convolutions are faster than matrix products
+WIDTH = 16  # of the image that the rows of a padded region form; oneDNN's 1x1 convolutions are faster on it than matrix products (results/NOTES.md)
+SIZES = 64  # of padded regions between a power of two and the next: oneDNN prepares itself anew for each, but rows behind P cost time too
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -23,25 +20,21 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 class Region:
     """The set M of Sec. 3.2, for a whole batch.
 
-    mask: (N, H, W) bool, True inside M. Empty, full and one-pixel regions are ordinary. sizes: R is P rounded up to one of so many numbers between
-    a power of two (LEAST or more) and the next, by 1 / sizes at most; 0: R = P. Rows behind P hold anything.
+    mask: (N, H, W) bool, True inside M. Empty, full and one-pixel regions are ordinary. padded: R is P rounded up to a multiple of WIDTH, by 2 % at
+    most where P is large, so that the rows of a region form an image, and not every size of it occurs; else R = P. Rows behind P hold anything.
     """
 
-    def __init__(self, mask: Tensor, sizes: int = 0):
+    def __init__(self, mask: Tensor, padded: bool = False):
         if mask.dim() != 3 or mask.dtype != torch.bool:
             raise ValueError(f"mask must be bool of shape (N, H, W), got {mask.dtype} {tuple(mask.shape)}")
-        self.mask = mask
+        self.mask, self.device = mask, mask.device
         self.index = mask.flatten().nonzero().squeeze(1)  # (P,) positions in the flattened N*H*W grid
-        unit = max(LEAST, 1 << len(self).bit_length() >> 1) // sizes if sizes else 1
-        self.sizes, self.rows = sizes, -(-len(self) // unit) * unit
+        unit = max(WIDTH, (1 << len(self).bit_length() >> 1) // SIZES) if padded else 1
+        self.padded, self.rows = padded, -(-len(self) // unit) * unit
         self._made: dict[tuple, object] = {}
 
     def __len__(self) -> int:
         return self.index.numel()
-
-    @property
-    def device(self) -> torch.device:
-        return self.mask.device
 
     def once(self, key: tuple, make: Callable):
         """What `make` gives, made at the first call with this key and kept with the region."""
@@ -109,4 +102,4 @@ class Region:
         if pixels == 0:
             return self
         grown = F.max_pool2d(self.mask[:, None].float(), 2 * pixels + 1, stride=1, padding=pixels)
-        return Region(grown[:, 0] > 0, self.sizes)
+        return Region(grown[:, 0] > 0, self.padded)

@@ -241,7 +241,7 @@ def _max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mod
 def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> RegionTensor:
     training = training and len(input.region) > 1  # statistics of fewer than two pixels do not exist
     rest = (running_mean, running_var, weight, bias, training, momentum, eps)
-    if training and input.region.sizes:  # the statistics are those of the region's own pixels
+    if training and input.region.padded:  # the statistics are those of the region's own pixels
         out = input.with_rows(input.region.fill(F.batch_norm(input.rows[:len(input.region)], *rest)))
     else:
         out = replace(input, values=F.batch_norm(input.values, *rest), outside=None)

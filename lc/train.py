@@ -6,7 +6,7 @@ it stopped, and gives the same bytes as one that was not.
 import json
 import os
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from lc.cascade import CascadeOutput, LayerCascade, cells_to_pixels, upsample
+from lc.cascade import STRIDE, CascadeOutput, LayerCascade
 from lc.config import Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet, TrainingSamples, epoch_loader, median_frequency_weights
 from lc.errors import InputError
 from lc.evaluate import evaluate
 from lc.networks import build
+from lc.region import Region
+from lc.region_conv import _windows
 
 ESTIMATE_AFTER = 20  # steps
 
@@ -34,7 +36,7 @@ def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | No
     fused: (N, K, h, w) log-probabilities after the stage; handed: (N, h, w) bool; label: (N, H, W) long, 255 = ignore;
     weight: (K,) class weights; hard_above: lc.config.Phase. The mean over the stage's own labelled pixels, zero when it has none.
     """
-    target, scores = label.masked_fill(~cells_to_pixels(handed, label.shape[1:]), IGNORE), upsample(fused, label.shape[1:])
+    scores, target = _of_cells(fused, handed, label)
     if hard_above < 1:
         confidence, predicted = scores.detach().softmax(1).max(1)
         target = target.masked_fill((confidence > hard_above) & (predicted != target), IGNORE)
@@ -42,6 +44,23 @@ def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | No
     known = target != IGNORE
     mass = known.sum() if weight is None else (weight[target.masked_fill(~known, 0)] * known).sum()
     return total / mass.clamp(min=1e-6)
+
+
+def _of_cells(x: Tensor, cells: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, K, T) and (P, T): what `upsample` makes of x (N, K, h, w) at the T pixels nearest to each of the P cells (`cells_to_pixels`), from the
+    3x3 cells around; and their labels, 255 outside the image. On the whole map the work would not shrink with P."""
+    (n, k, h, w), (height, width), half = x.shape, label.shape[1:], STRIDE // 2
+    if (h, w) == (height, width):
+        return x, label.masked_fill(~cells, IGNORE)
+    # pixels half a stride behind the last cells are nearest to a copy of these
+    x, mask = (F.pad(m, (0, 1, 0, 1), mode="replicate") for m in (x, cells[:, None].float()))
+    region = Region(mask[:, 0] > 0)
+    near = _windows(x.permute(0, 2, 3, 1).flatten(0, 2), region.table(3, dense=True)).view(-1, 9, k)
+    at = torch.arange(-half, half, dtype=x.dtype, device=x.device) / STRIDE
+    weight = torch.stack([(-at).clamp(min=0), 1 - at.abs(), at.clamp(min=0)], 1)  # of the cell before, here and behind, along an axis
+    label = F.pad(label, (half, STRIDE * (w + 1) - half - width, half, STRIDE * (h + 1) - half - height), value=IGNORE)
+    label = label.view(n, h + 1, STRIDE, w + 1, STRIDE).transpose(2, 3).reshape(-1, STRIDE ** 2)
+    return F.linear(near.mT, torch.kron(weight, weight)), label[region.index]
 
 
 def cascade_loss(out: CascadeOutput, label: Tensor, heads: tuple[int, ...], weight: Tensor | None = None,
@@ -115,8 +134,7 @@ class Trainer:
         self.amp = autocast_dtype(self.run.train.amp, self.device)
         self.format = training_format(self.amp, self.device)
         self.model.to(self.device, memory_format=self.format)
-        balanced = self.run.train.balance == "median"
-        self.weight = median_frequency_weights(self.data).to(self.device) if balanced else None
+        self.weight = median_frequency_weights(self.data).to(self.device) if self.run.train.balance == "median" else None
         self.samples = TrainingSamples(self.data, self.run.train, self.run.seed)
         self.steps = max(1, len(self.data) // min(self.run.train.batch_size, len(self.data)))  # per epoch
         self.history: list[dict] = []
@@ -206,18 +224,11 @@ class Trainer:
     def _log(self, row: dict) -> None:
         self.history.append(row)
         (self.folder / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.history))
-        for writer in self._tensorboard():
-            for name in ("loss", "lr", "val_miou"):
-                if name in row:
-                    writer.add_scalar(name, row[name], row["epoch"])
-
-    def _tensorboard(self) -> Iterator:
-        try:
+        with suppress(ImportError):  # a machine with torch only
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # a machine with torch only
-            return
-        with SummaryWriter(self.folder / "tensorboard") as writer:
-            yield writer
+            with SummaryWriter(self.folder / "tensorboard") as writer:
+                for name in row.keys() & {"loss", "lr", "val_miou"}:
+                    writer.add_scalar(name, row[name], row["epoch"])
 
     def _save_state(self, state: dict) -> None:
         target = self.folder / "state.pt"

@@ -4,7 +4,6 @@ import torch
 
 from lc.cascade import build_irnet_lc, cells_to_pixels, undecided, upsample
 from lc.errors import InputError, check_rho
-from lc.region import SIZES
 from lc.region_conv import READINGS
 from lc.train import stage_loss
 
@@ -168,9 +167,10 @@ def test_stages_and_heads_must_match(model):
         LayerCascade(model.stages, model.heads, reading="ones")
 
 
-def test_rows_are_rounded_up_less_in_inference():
-    """On a CPU, where training needs more of the machine's preparation for every number of rows."""
+def test_rows_are_padded_on_a_cpu():
+    """In training and in evaluation; regions still count their own pixels."""
     model = build_irnet_lc(5, width=0.125, blocks=(1, 1, 1), head_width=16)
     for training in (True, False):
-        regions = model.train(training)(torch.randn(2, 3, 64, 64), 0.999).regions[1:]
-        assert [region.sizes for region in regions] == [SIZES["training" if training else "inference"]] * 2
+        out = model.train(training)(torch.randn(2, 3, 64, 64), 0.999)
+        assert [region.padded for region in out.regions[1:]] == [True] * 2
+        assert [len(region) for region in out.regions[1:]] == [int(mask.sum()) for mask in out.handed[1:]]

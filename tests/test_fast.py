@@ -227,11 +227,11 @@ def test_winograd_in_every_stage(model, monkeypatch):
 @pytest.mark.parametrize("dilation", [(1, 1), (3, 2)])
 @pytest.mark.parametrize("size", [(9, 14), (16, 16), (5, 3)])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
-@pytest.mark.parametrize("sizes", [0, 16])
-def test_winograd_is_the_convolution(kernel, dilation, size, share, sizes):
+@pytest.mark.parametrize("padded", [False, True])
+def test_winograd_is_the_convolution(kernel, dilation, size, share, padded):
     """On regions of a batch, empty and full ones included, and sides that are no multiple of a tile."""
     draw = torch.Generator().manual_seed(0)
-    region = Region(torch.rand(2, *size, generator=draw) <= share, sizes) if share else Region(torch.zeros(2, *size, dtype=torch.bool), sizes)
+    region = Region(torch.rand(2, *size, generator=draw) <= share, padded) if share else Region(torch.zeros(2, *size, dtype=torch.bool), padded)
     x = torch.randn(2, 5, *size, generator=draw) * region.mask[:, None]
     conv = nn.Conv2d(5, 7, kernel, padding=[d * (k // 2) for d, k in zip(dilation, kernel)], dilation=dilation).requires_grad_(False)
     for relu in (True, False):
@@ -511,11 +511,11 @@ def test_a_ring_is_what_windows_reach(model):
     """Cells outside the region that a window of one of its pixels reads, with their features; behind them a row that may become zero."""
     mask = torch.zeros(1, 5, 9, dtype=torch.bool)
     mask[0, 2, 4] = True
-    outside, region = torch.arange(45.0).view(1, 1, 5, 9), Region(mask, 16)
+    outside, region = torch.arange(45.0).view(1, 1, 5, 9), Region(mask, padded=True)
     ring = winograd.Ring(region, outside, (1, 3), (2, 2))
     assert ring.around.tolist() == [20, 24] and ring.features[:2, 0].tolist() == [20, 24] and len(ring.features) == 3
     assert ring.rows == region.rows + 3 and len(ring) == 1 and ring.table((1, 3), 2)[0].tolist() == [region.rows, 0, region.rows + 1]
     mask[0, 2, 1:5] = True
-    four = Region(mask, 16)
+    four = Region(mask, padded=True)
     tiles = [winograd.Tiles(four, reads, (1, 3), (1, 1)).taps.source for reads in (four, winograd.Ring(four, outside, (1, 3), (1, 1)))]
     assert len(tiles[0]) == len(tiles[1]) == 6, "cells around are read, not computed"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lc import train as training
-from lc.cascade import CascadeOutput, build_irnet_lc, upsample
+from lc.cascade import CascadeOutput, build_irnet_lc, cells_to_pixels, upsample
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet
 from lc.errors import InputError
@@ -41,6 +41,25 @@ def test_stage_loss_is_cross_entropy_on_the_pixels_handed_over():
     spoiled[:, :12] = 2  # pixels nearest to the cells that were not handed over
     assert stage_loss(fused, some, label) == stage_loss(fused, some, spoiled) != stage_loss(fused, everything, spoiled)
     assert stage_loss(fused, ~everything, label) == 0
+
+
+@pytest.mark.parametrize("size", [(32, 40), (25, 33), (31, 34), (28, 36), (4, 5)])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_stage_loss_is_that_of_upsampled_maps(size, share):
+    """Value and gradient, for every way in which an image can end between two cells, and for maps as large as the image."""
+    torch.manual_seed(0)
+    fused = torch.randn(2, 3, 4, 5, dtype=torch.float64).log_softmax(1).requires_grad_()
+    label, handed, weight = torch.randint(0, 3, (2, *size)), torch.rand(2, 4, 5) < share, torch.rand(3, dtype=torch.float64)
+    label[:, :2, 3:] = IGNORE
+    own = label.masked_fill(~cells_to_pixels(handed, size), IGNORE)
+    for hard_above in (1.0, 0.4):
+        scores = upsample(fused, size)
+        confidence, guess = scores.softmax(1).max(1)
+        kept = own.masked_fill((confidence > hard_above) & (guess != own), IGNORE)
+        wanted = F.cross_entropy(scores, kept, weight, ignore_index=IGNORE) if (kept != IGNORE).any() else 0 * scores.sum()
+        found = stage_loss(fused, handed, label, weight, hard_above)
+        for pair in zip(*((loss, *torch.autograd.grad(loss, fused)) for loss in (found, wanted))):
+            torch.testing.assert_close(*pair)
 
 
 def test_label_dropout_drops_at_the_given_rate():

@@ -23,7 +23,7 @@ from lc.data import SPECS, SegmentationSet, TrainingSamples, epoch_loader
 from lc.errors import InputError
 from lc.experiments import BEST_RHO, SYSTEMS, catalogue, experiment, profile
 from lc.networks import build
-from lc.region import SIZES, Region
+from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast, winograd
 from lc.speed.opponents import dense_forms, difference, ready, with_spconv
@@ -39,10 +39,8 @@ SETTINGS = {"cpu": [(torch.float32, 1, (512, 512))],  # dtype, batch, image size
 
 def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> Callable[[Tensor | Region], Callable]:
     """From a region of x to the call that computes `chain` blocks on it, index building included; static: in device buffers."""
-    sizes = SIZES["inference"] if x.device.type == "cpu" else 0
-
     def rows(region: Tensor | Region) -> RegionTensor:
-        part = RegionTensor.select(x, region if isinstance(region, Region) else Region(region, sizes))
+        part = RegionTensor.select(x, region if isinstance(region, Region) else Region(region, x.device.type == "cpu"))
         for _ in range(chain):
             part = quick(part)
         return part
@@ -64,7 +62,7 @@ def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> 
 
 def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Callable]:
     """The region side on a CPU without one of its costs: its index made before; no gathering either; only the calls, on 8 channels."""
-    ready, zeros, narrow = Region(mask, SIZES["inference"]), cache(torch.zeros), fast.fold(irnet(0.001, (1, 1, 1))[name].eval()[0])
+    ready, zeros, narrow = Region(mask, True), cache(torch.zeros), fast.fold(irnet(0.001, (1, 1, 1))[name].eval()[0])
     few, pixels = torch.zeros(1, narrow.project.out_channels, 8, 8), Region(torch.ones(1, 8, 8, dtype=torch.bool))
     with mock.patch.dict(winograd.WIDE, dict.fromkeys(winograd.WIDE, 0)):  # the narrow block runs what the wide one does
         small = fast.quick(narrow)
