@@ -25,6 +25,7 @@ from lc.records import Record
 
 IMAGES = 6  # of each split
 ROUNDING = 1e-9
+LEAST = 0.1  # that a difference is relative to: a bias in front of batch norm has no influence, and all of its value is rounding
 
 
 def check(profile: str, root: str | None) -> list[str]:
@@ -71,7 +72,7 @@ def _head() -> str:
 
 def differences(group: list[Record], commit: str, root: str | None) -> dict[str, float]:
     """By the record's file: 0.0 if the miniature by that commit and by the code here is the same, bit for bit; else the greatest difference
-    between them in double precision, relative to the greatest entry of the same array; infinity if a count differs."""
+    between them in double precision, relative to the greatest entry of the same array, LEAST at least; infinity if a count differs."""
     with tempfile.TemporaryDirectory() as scratch:
         old = Path(scratch, "old")
         git = ["git", "-C", str(paths.ROOT)]
@@ -94,7 +95,7 @@ def _compared(old: Path, group: list[Record], root: str | None, double: bool) ->
 def _distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
     if [*first] != [*second] or any(first[name].shape != second[name].shape for name in first):
         return np.inf
-    apart = {name: np.abs(first[name].astype(float) - second[name]).max(initial=0) / (np.abs(first[name]).max(initial=0) or 1)
+    apart = {name: np.abs(first[name].astype(float) - second[name]).max(initial=0) / np.abs(first[name]).max(initial=LEAST)
              for name in first if first[name].tobytes() != second[name].tobytes()}
     return np.inf if any(first[name].dtype.kind != "f" for name in apart) else float(max(apart.values(), default=0))
 
