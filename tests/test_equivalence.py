@@ -3,6 +3,7 @@ import shutil
 import subprocess
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 from conftest import fake_record
 
@@ -68,6 +69,21 @@ def test_a_change_is_not(forked):
     with pytest.raises(InputError, match="do not compute the same for lc-0.985; remake these runs with"):
         equivalence.check("smoke", None)
     assert made.stale and not (forked / records.EQUIVALENT).exists()
+
+
+@pytest.mark.parametrize("apart, alone, holds", [(1e-8, 1e-7, True), (1e-8, 1e-9, False), (1e-5, 1.0, False), (np.inf, np.inf, False)])
+def test_what_another_number_of_threads_does_is_rounding(forked, monkeypatch, apart, alone, holds):
+    """Where the same code differs more from itself; never where a count differs."""
+    made = record(forked)
+    edit(forked, "train.py", "total = out.log_probs.new_zeros(())", "total = 0 * out.log_probs.new_zeros(())")
+    monkeypatch.setattr(equivalence, "differences", lambda group, *rest: {r.path.stem: apart for r in group})
+    monkeypatch.setattr(equivalence, "_arrays", lambda tree, group, root, double, cores: [{"w": np.array([1.0, alone * (cores > 1)])}])
+    if holds:
+        assert "in double precision to 1e-08" in equivalence.check("smoke", None)[0] and made.stale == ""
+    else:
+        with pytest.raises(InputError, match="do not compute the same for lc-0.985"):
+            equivalence.check("smoke", None)
+        assert made.stale
 
 
 def test_a_study_is_made_again_on_a_few_images(forked):
