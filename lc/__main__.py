@@ -12,7 +12,9 @@ from lc.errors import InputError, check_rho
 
 SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
 # least and greatest value of options that are numbers
-LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "images": (1, 10**6), "halo": (0, 64), "height": (32, 8192)}
+LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "processes": (1, 100), "chain": (1, 100), "images": (1, 10**6),
+          "halo": (0, 64), "height": (32, 8192)}
+POOLED = ("region", "network", "networks", "training")  # timings that are medians over processes
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
 
@@ -126,13 +128,24 @@ def train(args) -> None:
 def bench(args) -> None:
     """Time against the fastest dense form, and write a file that names the device: a trained cascade at each rho (default), single blocks
     on regions (`region`), the full network (`network`), LC on timm's (`networks`) and a training step (`training`) at the paper's pixel shares,
-    the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`). On a GPU, blocks and networks are
-    timed in eight settings (dtype, batch, size); a call that is cut off goes on with those that are left."""
+    the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`). On a CPU blocks, networks and steps
+    are timed in several processes. On a GPU, blocks and networks are timed in eight settings (dtype, batch, size); a call that is cut off goes on
+    with those that are left."""
     if (args.halo or args.reading) and args.kind != "network":
         raise InputError(f"--{f'halo {args.halo}' if args.halo else 'reading'} is for `bench network`, got `bench {args.kind}`; a trained cascade "
                          "has its own: --experiment lc-halo-4")
+    if args.chain and args.kind != "region":
+        raise InputError(f"--chain {args.chain} is for `bench region`, got `bench {args.kind}`")
     from lc.speed import bench as timing, trained
-    device, chosen = _device(args.device), {key: value for key in ("repeats", "halo", "reading") if (value := getattr(args, key))}
+    from lc.speed.timing import pooled
+    device, chosen = _device(args.device), {key: value for key in ("repeats", "halo", "reading", "chain") if (value := getattr(args, key))}
+    processes = args.processes or (5 if device.type == "cpu" and args.kind in POOLED else 1)
+    if processes > 1 and args.kind not in POOLED:
+        raise InputError(f"--processes {processes} is for {', '.join(POOLED)}, got `bench {args.kind}`")
+    if processes > 1:
+        options = [f"--{key}={value}" for key, value in {"device": device, **chosen}.items()]
+        print(pooled([args.kind, *options], processes, device, args.json))
+        return
     name, _ = experiments.chosen_profile(args.profile)
     call = {"cascade": lambda: trained.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
             "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
@@ -265,7 +278,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", type=int, default=10)
     sub.add_argument("--halo", type=int, default=0, help="of `network`: cells computed round each region (default: 0, as in the paper)")
     sub.add_argument("--reading", choices=["features"], help="of `network`, on a CPU: what windows read outside a region (default: zeros)")
-    sub.add_argument("--repeats", type=int, help="rounds after the warm-up (default: 5 to 15, by kind)")
+    sub.add_argument("--chain", type=int, help="of `region`: blocks on one region (default: as many as IRNet has, 10 of IRNet-B and 5 of IRNet-C)")
+    sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 5 to 15, by kind)")
+    sub.add_argument("--processes", type=int, help=f"of {', '.join(POOLED)}: processes whose medians are taken (default: 5; with a GPU 1)")
     sub.add_argument("--json", type=Path, metavar="FILE")
     for call in (predict, video):
         sub = add(call.__name__, call, "profile", "device", "rho", "experiment", "height")

@@ -79,6 +79,8 @@ def image_at(path):
     (("video", "--rho", "0.9", "--fps", "10", "tests"), "--rho 0.9 and --fps 10 exclude each other"),
     (("bench", "--images", "0"), "--images must be from 1 to 1000000, got 0"),
     (("bench", "region", "--halo", "4"), "--halo 4 is for `bench network`, got `bench region`; a trained cascade has its own"),
+    (("bench", "network", "--chain", "4"), "--chain 4 is for `bench region`, got `bench network`"),
+    (("bench", "systems", "--processes", "2"), "--processes 2 is for region, network, networks, training, got `bench systems`"),
     (("bench", "--reading", "features"), "--reading is for `bench network`, got `bench cascade`"),
     (("run", "--profile", "camvid", "--data", "/nowhere"), "CamVid (train list) not found: /nowhere/camvid/train.txt"),
     (("notebook", "rho", "--set", "profile=foo", "--out", "/tmp/x.ipynb"), "unknown profile 'foo'"),

@@ -195,7 +195,7 @@ def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
 def speed_files(kind: str, profile_name: str = "") -> list[dict]:
     """Timing files: "region", "network", "networks", "training", "loader", "poster" and "halo" (a network's) belong to no profile, "cascade",
     "lc-halo-k" and "systems" to one.
-    An entry for each device and setting: "where" names the device, the dtype, the batch and the image's size."""
+    An entry for each device and setting: "where" names the device, the dtype, the batch and the image's size, "rounds" how often it was timed."""
     found = []
     for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
         bench, settings = json.loads(path.read_text()), {}
@@ -204,7 +204,8 @@ def speed_files(kind: str, profile_name: str = "") -> list[dict]:
         for row in bench["rows"]:
             dtype, batch, size = ({**bench, **row}[key] for key in ("dtype", "batch", "size"))
             settings.setdefault(f"{bench['device']}, {dtype}, batch {batch}, {size[0]}x{size[1]}", []).append(row)
-        found += [{**bench, "rows": rows, "where": where} for where, rows in settings.items()]
+        rounds = f"{bench.get('repeats')} rounds after a warm-up" + (f" in each of {bench['processes']} processes" if "processes" in bench else "")
+        found += [{**bench, "rows": rows, "where": where, "rounds": rounds} for where, rows in settings.items()]
     return found
 
 
@@ -220,7 +221,7 @@ def speed_table(bench: dict) -> pd.DataFrame:
     rows["active, %"] = [", ".join(f"{100 * a:.0f}" for a in np.atleast_1d(active)) for active in rows["active"]]
     rows["quartiles"] = [f"{low:.2f}-{high:.2f}" for low, high in zip(rows["speedup_low"], rows["speedup_high"])]
     rows = rows.assign(rho=rows["rho"].map("{:g}".format)) if "rho" in rows else rows
-    heads = {"layer": "layer", "network": "network", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms",
+    heads = {"layer": "layer", "chain": "blocks", "network": "network", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms",
              "dense_form": "dense form",
              "region_ms": "region ms", "speedup": "speed-up", "quartiles": "quartiles", "ideal": "ideal", "ratio": "measured / ideal"}
     shown = [head for head in heads if head in rows]

@@ -74,22 +74,22 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 
 
 @torch.no_grad()
-def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 15, grid: tuple[int, int] | None = None, chain: int = 3,
+def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, grid: tuple[int, int] | None = None, chain: int | None = None,
            static: bool | None = None, width: float = 1.0) -> Path:
-    """IRNet-B and -C blocks, full width: `chain` blocks on one region, index building included, against the dense block. On a CPU also
-    the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a GPU), and spconv beside
-    them."""
+    """IRNet-B and -C blocks, full width: `chain` of them (as many as IRNet has) on one region, index building included, against the same blocks
+    dense. On a CPU also the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a
+    GPU), and spconv beside them."""
     static = device.type == "cuda" if static is None else static
     cells = lambda size: grid or tuple(side // STRIDE for side in size)
     rows_of = lambda dtype, batch, size: _block_rows(device, repeats, static, dtype, batch, cells(size), chain, width)
-    return by_setting("region", device, SETTINGS[device.type], rows_of, target, chain=chain, repeats=repeats)
+    return by_setting("region", device, SETTINGS[device.type], rows_of, target, repeats=repeats)
 
 
-def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int], chain: int,
-                width: float) -> tuple[list[dict], dict]:
+def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int],
+                blocks: int | None, width: float) -> tuple[list[dict], dict]:
     torch.manual_seed(0)
     rows, absent = [], {}
-    for name in ("irnet_b", "irnet_c"):
+    for name, chain in {"irnet_b": blocks or 10, "irnet_c": blocks or 5}.items():
         block = irnet(width, (1, 1, 1))[name].eval().requires_grad_(False).to(device)[0]
         folded = fast.fold(block)
         x = torch.randn(batch, block.project.out_channels, *size, device=device).to(memory_format=torch.channels_last)
@@ -109,7 +109,7 @@ def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.d
             differences |= {form: difference(other, plain.rows, form) for form, other in beside.items() if static}
             times = undisturbed({**dense, "all active": on(full), "region": call, **beside}, repeats, device)
             parts, absent = {key: float(np.median(times.pop(key))) for key in beside}, absent | missing
-            row = {"layer": name, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": size, **compare(times, 1 / active),
+            row = {"layer": name, "chain": chain, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": size, **compare(times, 1 / active),
                    "differences": {**differences}}
             rows.append(row | ({} if not parts else {"sparse_ms": parts} if static else {"gap": _gap(row, parts)}))
     return rows, absent

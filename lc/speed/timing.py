@@ -3,10 +3,13 @@ and the regions that they are timed on."""
 import itertools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import numpy as np
@@ -64,6 +67,41 @@ def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: 
         dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in rows))
         write(kind, device, {"dtype": dtypes, **values, "absent": absent, "rows": rows, **({"left": left} if left else {})}, target)
     return target
+
+
+def pooled(arguments: list[str], processes: int, device: torch.device, target: Path | None) -> Path:
+    """`lc bench` with these arguments, in one process after the other, and of what they measured the medians: a process may be 5 to 10 % faster
+    or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. InputError if one of them is refused."""
+    files = []
+    for number in range(1, processes + 1):
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "part.json"
+            done = subprocess.run([sys.executable, "-m", "lc", "bench", *arguments, "--processes", "1", "--json", str(file)],
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise InputError(f"process {number} of {processes}: {done.stderr.strip().rpartition('lc: ')[2]}")
+            files.append(json.loads(file.read_text()))
+        print(f"process {number} of {processes} done", flush=True)
+    rows = [_together(rows) for rows in zip(*(file["rows"] for file in files))]
+    if len({file["source_hash"] for file in files}) > 1:
+        raise InputError("the code changed while it was timed; run it again")
+    return write(files[0]["kind"], device, {**files[0], "processes": processes, "rows": rows}, target)
+
+
+def _together(rows: tuple[dict, ...]) -> dict:
+    """The row that several processes measured: medians, `compare` of theirs, and the speed-up that each of them found."""
+    forms = {form: np.array([row["forms_ms"][form] for row in rows]) for form in rows[0]["forms_ms"]}
+    found = compare(forms, rows[0]["ideal"])
+    return {**_median(rows), **found, "speedups": (forms[found["dense_form"]] / forms["region"]).tolist()}
+
+
+def _median(values: tuple):
+    """Of numbers the median, of dictionaries and lists that of each entry, of anything else the first."""
+    if isinstance(values[0], dict):
+        return {key: _median([value[key] for value in values]) for key in values[0]}
+    if isinstance(values[0], list):
+        return [_median(entries) for entries in zip(*values)]
+    return float(np.median(values)) if isinstance(values[0], float) else values[0]
 
 
 def blob(share: float, size: tuple[int, int], seed: int, images: int = 1) -> Tensor:
