@@ -392,29 +392,36 @@ def test_cut_off_bench_goes_on(tmp_path):
     assert len(timed) == 8 + 3
 
 
-def test_bench_of_several_processes(tmp_path, monkeypatch):
-    """Medians over processes, the dense form that is fastest by them, and each process's speed-up over it; a refusal is passed on, as is changed code."""
-    said, asked = iter([(9.0, 10.0, 5.0), (12.0, 10.0, 4.0), (12.0, 11.0, 5.0)] * 2 + [None]), []
+def test_bench_of_several_processes(tmp_path, monkeypatch, capsys):
+    """Medians over processes, the dense form that is fastest by them, and each process's speed-up over it; a noisy process is begun again, not for ever."""
+    said, asked, code = [], [], []
     def run(command, **_):
         asked.append(command)
-        times = next(said)
-        if times is None:
-            return mock.Mock(returncode=2, stderr="UserWarning: a thing\nlc: this machine is too noisy to tell\n")
+        times = said.pop(0)
+        if isinstance(times, str):
+            return mock.Mock(returncode=2, stderr=f"UserWarning: a thing\nlc: {times}\n")
         row = {"layer": "x", "batch": 1, "gap": {"calls": times[2] / 2}, "stage_ms": [times[0]], **timing.compare(dict(zip(("folded", "all active", "region"), (np.array([t]) for t in times))), 2.5)}
-        Path(command[-1]).write_text(json.dumps({"kind": "network", "source_hash": f"h{len(asked) > 5}", "commit": "c", "rows": [row]}))
+        Path(command[-1]).write_text(json.dumps({"kind": "network", "source_hash": code.pop() if code else "h", "commit": "c", "rows": [row]}))
         return mock.Mock(returncode=0)
     monkeypatch.setattr(timing, "subprocess", mock.Mock(run=run)), monkeypatch.setattr(timing, "NOISY", float("inf"))
-    call = lambda n: json.loads(timing.pooled(["network", "--device=cpu"], n, timing.CPU, tmp_path / "x.json").read_text())
-    found = call(3)
-    assert asked[0][3:-1] == ["bench", "network", "--device=cpu", "--processes", "1", "--json"] and found["kind"] == "network" and found["commit"] == "c" and found["processes"] == 3
+    def call(*times):
+        said[:] = times
+        return json.loads(timing.pooled(["network", "--device=cpu"], 3, timing.CPU, tmp_path / "x.json").read_text())
+    noisy, rounds = "this machine is too noisy to tell", [(9.0, 10.0, 5.0), (12.0, 10.0, 4.0), (12.0, 11.0, 5.0)]
+    found = call(rounds[0], noisy, *rounds[1:])
+    assert capsys.readouterr().out == f"process 1, 1 of 3 kept: done\nprocess 2, 1 of 3 kept: {noisy}\nprocess 3, 2 of 3 kept: done\nprocess 4, 3 of 3 kept: done\n"
+    assert asked[0][3:-1] == ["bench", "network", "--device=cpu", "--processes", "1", "--json"] and {key: found[key] for key in ("kind", "commit", "processes", "refused")} == {"kind": "network", "commit": "c", "processes": 3, "refused": 1}
     row = found["rows"][0]
     assert (row["dense_form"], row["dense_ms"], row["region_ms"], row["speedups"], row["speedup"]) == ("all active", 10, 5, [2, 2.5, 2.2], 2.2)
     assert row["ratio"] == pytest.approx(0.88) and row["gap"] == {"calls": 2.5} and row["stage_ms"] == [12] and row["layer"] == "x" and row["batch"] == 1
     assert row["speedup_low"] == pytest.approx(2.1) and row["speedup_high"] == pytest.approx(2.35)
+    with pytest.raises(InputError, match=f"^{noisy}$"):
+        call(noisy, rounds[0], noisy, *rounds[1:])
+    with pytest.raises(InputError, match="^no such device$"):
+        call("no such device")
+    code[:] = "ab"
     with pytest.raises(InputError, match="the code changed while it was timed"):
-        call(3)
-    with pytest.raises(InputError, match="^process 1 of 2: this machine is too noisy to tell$"):
-        call(2)
+        call(*rounds)
 
 
 def test_a_file_of_several_settings_is_shown_by_setting(house):

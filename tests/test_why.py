@@ -109,14 +109,14 @@ def test_seeds_have_a_mean(house):
     row = why.seeds(ev).loc["lc-0.985 over dsn", "test"]
     assert row["seed 1"] == "+0.00 [+0.00, +0.00]" and row["seeds"] == 2 and float(row["mean"].split()[0]) == pytest.approx(float(row["apart"]) / 2, abs=0.02)
     ev.records.update(evidence("camvid", initial=0, irnet=0).records)
-    first = verdicts.answers(ev)[0]
-    mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), "mean"]
-    assert f"Mean over 2 seeds, LC - DSN: {mean} (val; seeds" in first and "seeds, LC - IRNet" not in first and "On images of" not in first
-    ev.records.update(evidence(dsn_large=0, lc_large=40).records)
-    larger = verdicts.difference(ev, "lc-large", "dsn-large", "val").short
-    assert f"On images of 8x9, LC - DSN: {larger} (val), " in verdicts.answers(ev)[0] and larger.startswith("+")
-    ev.records.update(evidence(dsn_wide=0, lc_wide=40).records)
-    assert re.search(r"With [\d.]+ M parameters, LC - DSN: \+", verdicts.answers(ev)[0])
+    mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), ["mean", "apart"]]
+    found = verdicts.gains(ev)[0][ev.label]["val"]
+    assert list(found.index)[::2] == ["LC - DSN", "LC - IRNet"] and found.index[1].startswith(f"LC - DSN, mean of 2 seeds ({mean['apart']} and ")
+    assert len(found) == 3 and found.iloc[1] == mean["mean"]
+    ev.records.update(evidence(dsn_large=0, lc_large=40, dsn_wide=0, lc_wide=40).records)
+    found = verdicts.gains(ev)[0][ev.label]
+    larger = verdicts.difference(ev, "lc-large", "dsn-large", "val").short.replace(" points", "")
+    assert found["val"]["LC - DSN, images of 8x9"] == larger and larger.startswith("+") and found["val"]["LC - DSN, 1.00 M parameters"].startswith("+")
 
 
 def test_speed_at_equal_accuracy(house, monkeypatch):
@@ -135,8 +135,11 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "key": ev[run]["key"], "rows": timed}
                         for run, timed in {"cascade": [("lc-0.985", rows)], "lc-halo-4": [("lc-halo-4", rows), ("dsn", others)]}.get(kind, ())])
     answer, worst = verdicts.answers(ev)[2], tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], same))
-    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("width. lc-halo-4 reaches 1.30x [1.30, 1.30] over folded at rho = 0.995 (+0.00 [+0.00, +0.00] points; "
-            f"multiply-adds allow 2.60x; a CPU, as set). The others come no nearer than: lc-0.985 {worst}. The paper: 2.00x") in answer
+    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("width; the fastest that is, lc-halo-4 at rho = 0.995 (+0.00 [+0.00, +0.00] points), "
+            "reaches 1.30x [1.30, 1.30] over folded, where its multiply-adds allow 2.60x (a CPU, as set). The paper: 2.00x") in answer
+    found = verdicts.fastest_equal(ev)[0]
+    assert list(found.index) == ["lc-0.985: a CPU, as set", "lc-halo-4: a CPU, as set"] and list(found["equal"]) == ["no", "yes"] and found["rho"].iloc[1] == "0.995"
+    assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 3:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
     table = verdicts.equal_accuracy(ev)
     assert list(table.xs("lc-halo-4")["equal"]) == ["yes", "yes", *["no"] * 5] and list(table["stage 3, %"]) == [30] * 14
     for row in rows:
@@ -146,7 +149,7 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
         del row["computed"]
     assert verdicts.equal_accuracy(ev).empty, "a file of older code has no shares computed"
     del ev.records["dsn"]
-    assert len(verdicts.speed_answer(ev)) == 1 and verdicts.equal_accuracy(ev).empty
+    assert len(verdicts.speed_answer(ev)) == 1 and verdicts.equal_accuracy(ev).empty and verdicts.fastest_equal(ev) == []
 
 
 def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
@@ -159,9 +162,9 @@ def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
                         if kind in ("cascade", "lc-wide") else [])
     table = verdicts.equal_accuracy(ev)
     assert dict(zip(table.index.get_level_values(0), table["equal"])) == {"lc-0.985": "no", "lc-wide": "yes"} and set(table["over"]) == {"OpenVINO"}
-    assert "The others come no nearer than: lc-0.985 -" in verdicts._equal_accuracy(ev)[0]
+    assert "Yes.**" in verdicts._equal_accuracy(ev)[0] and "lc-wide at rho = 0.8" in verdicts._equal_accuracy(ev)[0]
     ev["lc-wide"].values["sweep"] = []
-    assert "No.**" in verdicts._equal_accuracy(ev)[0] and "None is; they come no nearer than: lc-0.985 -" in verdicts._equal_accuracy(ev)[0]
+    assert "No.**" in verdicts._equal_accuracy(ev)[0] and "width; none is. The paper" in verdicts._equal_accuracy(ev)[0]
 
 
 @pytest.mark.parametrize("full, small, word, counts", [

@@ -74,7 +74,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 
 
 @torch.no_grad()
-def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, grid: tuple[int, int] | None = None, chain: int | None = None,
+def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, grid: tuple[int, int] | None = None, chain: int | None = None,
            static: bool | None = None, width: float = 1.0) -> Path:
     """IRNet-B and -C blocks, full width: `chain` of them (as many as IRNet has) on one region, index building included, against the same blocks
     dense. On a CPU also the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a

@@ -71,21 +71,24 @@ def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: 
 
 def pooled(arguments: list[str], processes: int, device: torch.device, target: Path | None) -> Path:
     """`lc bench` with these arguments, in one process after the other, and of what they measured the medians: a process may be 5 to 10 % faster
-    or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. InputError if one of them is refused."""
-    files = []
-    for number in range(1, processes + 1):
+    or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. One that finds the machine too noisy is begun
+    again; InputError once more than half as many were as are needed, or if one fails otherwise."""
+    files, refused = [], 0
+    while len(files) < processes:
         with TemporaryDirectory() as folder:
-            file = Path(folder) / "part.json"
-            done = subprocess.run([sys.executable, "-m", "lc", "bench", *arguments, "--processes", "1", "--json", str(file)],
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            command = [sys.executable, "-m", "lc", "bench", *arguments, "--processes", "1", "--json", f"{folder}/part.json"]
+            done, said = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True), "done"
             if done.returncode:
-                raise InputError(f"process {number} of {processes}: {done.stderr.strip().rpartition('lc: ')[2]}")
-            files.append(json.loads(file.read_text()))
-        print(f"process {number} of {processes} done", flush=True)
-    rows = [_together(rows) for rows in zip(*(file["rows"] for file in files))]
+                refused, said = refused + 1, done.stderr.strip().splitlines()[-1].removeprefix("lc: ")
+                if "too noisy" not in said or 2 * refused > processes:
+                    raise InputError(said)
+            else:
+                files.append(json.loads(Path(command[-1]).read_text()))
+        print(f"process {refused + len(files)}, {len(files)} of {processes} kept: {said}", flush=True)
     if len({file["source_hash"] for file in files}) > 1:
         raise InputError("the code changed while it was timed; run it again")
-    return write(files[0]["kind"], device, {**files[0], "processes": processes, "rows": rows}, target)
+    rows = [_together(rows) for rows in zip(*(file["rows"] for file in files))]
+    return write(files[0]["kind"], device, {**files[0], "processes": processes, "refused": refused, "rows": rows}, target)
 
 
 def _together(rows: tuple[dict, ...]) -> dict:
