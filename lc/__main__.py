@@ -14,7 +14,7 @@ SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numb
 # least and greatest value of options that are numbers
 LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "processes": (1, 100), "chain": (1, 100), "images": (1, 10**6),
           "halo": (0, 64), "height": (32, 8192)}
-POOLED = ("region", "network", "networks", "training")  # timings that are medians over processes
+POOLED = {"region": 7, "network": 7, "networks": 5, "training": 3}  # timings that may be medians over processes: rounds of each
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
 
@@ -136,15 +136,16 @@ def bench(args) -> None:
                          "has its own: --experiment lc-halo-4")
     if args.chain and args.kind != "region":
         raise InputError(f"--chain {args.chain} is for `bench region`, got `bench {args.kind}`")
-    from lc.speed import bench as timing, trained
-    from lc.speed.timing import pooled
+    from lc.speed import bench as timing, timing as times, trained
     device, chosen = _device(args.device), {key: value for key in ("repeats", "halo", "reading", "chain") if (value := getattr(args, key))}
-    processes = args.processes or (5 if device.type == "cpu" and args.kind in POOLED else 1)
+    processes = 1 if args.part else args.processes or (5 if device.type == "cpu" and args.kind in POOLED else 1)
+    if args.part:  # what single rounds differ by is nothing to refuse here: the pool says whether processes agree
+        times.NOISY = float("inf")
     if processes > 1 and args.kind not in POOLED:
         raise InputError(f"--processes {processes} is for {', '.join(POOLED)}, got `bench {args.kind}`")
     if processes > 1:
-        options = [f"--{key}={value}" for key, value in {"device": device, **chosen}.items()]
-        print(pooled([args.kind, *options], processes, device, args.json))
+        options = [f"--{key}={value}" for key, value in {"device": device, "repeats": POOLED[args.kind], **chosen}.items()]
+        print(times.pooled([args.kind, *options], processes, device, args.json))
         return
     name, _ = experiments.chosen_profile(args.profile)
     call = {"cascade": lambda: trained.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
@@ -279,8 +280,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--halo", type=int, default=0, help="of `network`: cells computed round each region (default: 0, as in the paper)")
     sub.add_argument("--reading", choices=["features"], help="of `network`, on a CPU: what windows read outside a region (default: zeros)")
     sub.add_argument("--chain", type=int, help="of `region`: blocks on one region (default: as many as IRNet has, 10 of IRNet-B and 5 of IRNet-C)")
-    sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 5 to 15, by kind)")
+    sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 3 to 15, by kind)")
     sub.add_argument("--processes", type=int, help=f"of {', '.join(POOLED)}: processes whose medians are taken (default: 5; with a GPU 1)")
+    sub.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one process of several
     sub.add_argument("--json", type=Path, metavar="FILE")
     for call in (predict, video):
         sub = add(call.__name__, call, "profile", "device", "rho", "experiment", "height")

@@ -410,7 +410,7 @@ def test_bench_of_several_processes(tmp_path, monkeypatch, capsys):
     noisy, rounds = "this machine is too noisy to tell", [(9.0, 10.0, 5.0), (12.0, 10.0, 4.0), (12.0, 11.0, 5.0)]
     found = call(rounds[0], noisy, *rounds[1:])
     assert capsys.readouterr().out == f"process 1, 1 of 3 kept: done\nprocess 2, 1 of 3 kept: {noisy}\nprocess 3, 2 of 3 kept: done\nprocess 4, 3 of 3 kept: done\n"
-    assert asked[0][3:-1] == ["bench", "network", "--device=cpu", "--processes", "1", "--json"] and {key: found[key] for key in ("kind", "commit", "processes", "refused")} == {"kind": "network", "commit": "c", "processes": 3, "refused": 1}
+    assert asked[0][3:-1] == ["bench", "network", "--device=cpu", "--part", "--json"] and {key: found[key] for key in ("kind", "commit", "processes", "refused")} == {"kind": "network", "commit": "c", "processes": 3, "refused": 1}
     row = found["rows"][0]
     assert (row["dense_form"], row["dense_ms"], row["region_ms"], row["speedups"], row["speedup"]) == ("all active", 10, 5, [2, 2.5, 2.2], 2.2)
     assert row["ratio"] == pytest.approx(0.88) and row["gap"] == {"calls": 2.5} and row["stage_ms"] == [12] and row["layer"] == "x" and row["batch"] == 1
@@ -419,6 +419,10 @@ def test_bench_of_several_processes(tmp_path, monkeypatch, capsys):
         call(noisy, rounds[0], noisy, *rounds[1:])
     with pytest.raises(InputError, match="^no such device$"):
         call("no such device")
+    monkeypatch.setattr(timing, "NOISY", 0.06)
+    with pytest.raises(InputError, match="the dense side's quartiles are 10 and 15 ms"):
+        call((30.0, 10.0, 5.0), (30.0, 10.0, 5.0), (30.0, 20.0, 5.0))
+    monkeypatch.setattr(timing, "NOISY", float("inf"))
     code[:] = "ab"
     with pytest.raises(InputError, match="the code changed while it was timed"):
         call(*rounds)

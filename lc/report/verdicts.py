@@ -294,8 +294,8 @@ def speedups(ev: Evidence) -> list[pd.DataFrame]:
 def readme_block(ev: Evidence) -> str:
     """The README's numbers, as Markdown: headline, Table 2 and Table 1 (each on val and test), and where they come from."""
     parts = ["\n\n".join(answers(ev))]
-    for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups(ev)), ("At equal accuracy", fastest_equal(ev)), ("Table 2, mIoU", methods(ev)),
-                         ("Table 1, by rho, percent", rho_table(ev))):
+    for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups(ev)), ("At equal accuracy", fastest_equal(ev)),
+                         ("Table 2, mIoU", methods(ev)), ("Table 1, by rho, percent", rho_table(ev))):
         for frame in shown:
             heads = [title, *(" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns)]
             rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]

@@ -74,7 +74,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 
 
 @torch.no_grad()
-def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 7, grid: tuple[int, int] | None = None, chain: int | None = None,
+def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 15, grid: tuple[int, int] | None = None, chain: int | None = None,
            static: bool | None = None, width: float = 1.0) -> Path:
     """IRNet-B and -C blocks, full width: `chain` of them (as many as IRNet has) on one region, index building included, against the same blocks
     dense. On a CPU also the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a
@@ -109,8 +109,8 @@ def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.d
             differences |= {form: difference(other, plain.rows, form) for form, other in beside.items() if static}
             times = undisturbed({**dense, "all active": on(full), "region": call, **beside}, repeats, device)
             parts, absent = {key: float(np.median(times.pop(key))) for key in beside}, absent | missing
-            row = {"layer": name, "chain": chain, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": size, **compare(times, 1 / active),
-                   "differences": {**differences}}
+            row = {"layer": name, "chain": chain, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": size,
+                   **compare(times, 1 / active), "differences": {**differences}}
             rows.append(row | ({} if not parts else {"sparse_ms": parts} if static else {"gap": _gap(row, parts)}))
     return rows, absent
 

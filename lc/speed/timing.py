@@ -52,8 +52,7 @@ def file_of(kind: str, device: torch.device, folder: Path) -> Path:
 
 def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: Callable, target: Path | None, **values) -> Path:
     """`write`, after each (dtype, batch, size) of settings, with the rows and the absent opponents that rows_of gives. A call that is cut off
-    loses one
-    setting: its file names those that are left, and the next call of the same code, device and values goes on with them."""
+    loses one setting: its file names those that are left, and the next call of the same code, device and values goes on with them."""
     target, rows, absent = target or file_of(kind, device, paths.ROOT / "results" / "bench"), [], {}
     spelt = {f"{str(dtype)[6:]}, batch {batch}, {'x'.join(map(str, size))}": (dtype, batch, size) for dtype, batch, size in settings}
     left, found = list(spelt), json.loads(target.read_text()) if target.exists() else {}
@@ -71,12 +70,12 @@ def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: 
 
 def pooled(arguments: list[str], processes: int, device: torch.device, target: Path | None) -> Path:
     """`lc bench` with these arguments, in one process after the other, and of what they measured the medians: a process may be 5 to 10 % faster
-    or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. One that finds the machine too noisy is begun
-    again; InputError once more than half as many were as are needed, or if one fails otherwise."""
+    or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. One that finds the machine busy is begun again;
+    InputError once more than half as many were as are needed, if one fails otherwise, or if they differ too much (`compare`)."""
     files, refused = [], 0
     while len(files) < processes:
         with TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "lc", "bench", *arguments, "--processes", "1", "--json", f"{folder}/part.json"]
+            command = [sys.executable, "-m", "lc", "bench", *arguments, "--part", "--json", f"{folder}/part.json"]
             done, said = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True), "done"
             if done.returncode:
                 refused, said = refused + 1, done.stderr.strip().splitlines()[-1].removeprefix("lc: ")
