@@ -11,10 +11,14 @@ from lc import experiments, machine, paths, records
 from lc.errors import InputError, check_rho
 
 SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
-# least and greatest value of options that are numbers
 LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "processes": (1, 100), "chain": (1, 100), "images": (1, 10**6),
-          "halo": (0, 64), "height": (32, 8192)}
+          "halo": (0, 64), "height": (32, 8192)}  # least and greatest value of options that are numbers
 POOLED = {"region": 7, "network": 7, "networks": 5, "training": 3}  # timings that may be medians over processes: rounds of each
+BENCH = {"images": (["cascade"], "validation images of a round (default: 10)"),  # options of `bench`: where each means something, and what
+         "halo": (["network"], "cells computed round each region (default: 0, as in the paper)"),
+         "reading": (["network"], "what windows read outside a region, on a CPU (default: zeros)"),
+         "chain": (["region"], "blocks on one region (default: as many as IRNet has, 10 of IRNet-B and 5 of IRNet-C)"),
+         "processes": ([*POOLED], "processes whose medians are taken (default: 5; with a GPU 1)")}
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
 
@@ -126,33 +130,27 @@ def train(args) -> None:
 
 
 def bench(args) -> None:
-    """Time against the fastest dense form, and write a file that names the device: a trained cascade at each rho (default), single blocks
-    on regions (`region`), the full network (`network`), LC on timm's (`networks`) and a training step (`training`) at the paper's pixel shares,
-    the loader, the systems of a profile beside each other (`systems`), or the poster's networks (`poster`). On a CPU blocks, networks and steps
-    are timed in several processes. On a GPU, blocks and networks are timed in eight settings (dtype, batch, size); a call that is cut off goes on
-    with those that are left."""
-    if (args.halo or args.reading) and args.kind != "network":
-        raise InputError(f"--{f'halo {args.halo}' if args.halo else 'reading'} is for `bench network`, got `bench {args.kind}`; a trained cascade "
-                         "has its own: --experiment lc-halo-4")
-    if args.chain and args.kind != "region":
-        raise InputError(f"--chain {args.chain} is for `bench region`, got `bench {args.kind}`")
+    """Time against the fastest dense form, and write a file that names the device: a trained cascade at each rho (default), blocks on regions
+    (`region`), the full network (`network`), LC on timm's (`networks`) and a training step (`training`) at the paper's pixel shares, the loader, a
+    profile's systems (`systems`), the poster's networks (`poster`). On a CPU region, network, networks and training take several processes, on a GPU
+    blocks and networks eight settings (dtype, batch, size); a call that is cut off there goes on with those that are left."""
+    for option, (kinds, _) in BENCH.items():
+        if (value := getattr(args, option)) and args.kind not in kinds:
+            raise InputError(f"--{option} {value} is for `bench {'`, `bench '.join(kinds)}`, got `bench {args.kind}`"
+                             + "; a trained cascade has its own: --experiment lc-halo-4" * (kinds == ["network"]))
     from lc.speed import bench as timing, timing as times, trained
-    device, chosen = _device(args.device), {key: value for key in ("repeats", "halo", "reading", "chain") if (value := getattr(args, key))}
-    processes = 1 if args.part else args.processes or (5 if device.type == "cpu" and args.kind in POOLED else 1)
-    if args.part:  # what single rounds differ by is nothing to refuse here: the pool says whether processes agree
+    device, (name, _) = _device(args.device), experiments.chosen_profile(args.profile)
+    chosen = {key: value for key in ("repeats", "images", "halo", "reading", "chain") if (value := getattr(args, key))}
+    processes = 1 if args.part or args.kind not in POOLED else args.processes or (5 if device.type == "cpu" else 1)
+    if args.part:  # what its rounds differ by is nothing to refuse: the pool says whether processes agree
         times.NOISY = float("inf")
-    if processes > 1 and args.kind not in POOLED:
-        raise InputError(f"--processes {processes} is for {', '.join(POOLED)}, got `bench {args.kind}`")
-    if processes > 1:
-        options = [f"--{key}={value}" for key, value in {"device": device, "repeats": POOLED[args.kind], **chosen}.items()]
-        print(times.pooled([args.kind, *options], processes, device, args.json))
-        return
-    name, _ = experiments.chosen_profile(args.profile)
-    call = {"cascade": lambda: trained.run(name, args.experiment, args.data, device, args.images, target=args.json, **chosen),
+    call = {"cascade": lambda: trained.run(name, args.experiment, args.data, device, target=args.json, **chosen),
             "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
             "networks": lambda: timing.network(args.json, device, names=timing.OTHERS, **chosen),
             "systems": lambda: timing.systems(name, args.json, device, **chosen)}
-    print(call.get(args.kind, lambda: getattr(timing, args.kind)(args.json, device, **chosen))())
+    options = [f"--{key}={value}" for key, value in {"device": device, "repeats": POOLED.get(args.kind), **chosen}.items()]
+    print(times.pooled([args.kind, *options], processes, device, args.json) if processes > 1 else
+          call.get(args.kind, lambda: getattr(timing, args.kind)(args.json, device, **chosen))())
 
 
 def _trained(args):
@@ -274,14 +272,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
     sub = add("bench", bench, "profile", "data", "device", "experiment")
-    sub.add_argument("kind", nargs="?", default="cascade",
-                     choices=("cascade", "region", "network", "networks", "training", "loader", "systems", "poster"))
-    sub.add_argument("--images", type=int, default=10)
-    sub.add_argument("--halo", type=int, default=0, help="of `network`: cells computed round each region (default: 0, as in the paper)")
-    sub.add_argument("--reading", choices=["features"], help="of `network`, on a CPU: what windows read outside a region (default: zeros)")
-    sub.add_argument("--chain", type=int, help="of `region`: blocks on one region (default: as many as IRNet has, 10 of IRNet-B and 5 of IRNet-C)")
+    sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", *POOLED, "loader", "systems", "poster"))
+    for option, (kinds, meaning) in BENCH.items():
+        values = {"choices": ["features"]} if option == "reading" else {"type": int}
+        sub.add_argument(f"--{option}", help=f"of `{'`, `'.join(kinds)}`: {meaning}", **values)
     sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 3 to 15, by kind)")
-    sub.add_argument("--processes", type=int, help=f"of {', '.join(POOLED)}: processes whose medians are taken (default: 5; with a GPU 1)")
     sub.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one process of several
     sub.add_argument("--json", type=Path, metavar="FILE")
     for call in (predict, video):

@@ -80,8 +80,9 @@ def image_at(path):
     (("bench", "--images", "0"), "--images must be from 1 to 1000000, got 0"),
     (("bench", "region", "--halo", "4"), "--halo 4 is for `bench network`, got `bench region`; a trained cascade has its own"),
     (("bench", "network", "--chain", "4"), "--chain 4 is for `bench region`, got `bench network`"),
-    (("bench", "systems", "--processes", "2"), "--processes 2 is for region, network, networks, training, got `bench systems`"),
-    (("bench", "--reading", "features"), "--reading is for `bench network`, got `bench cascade`"),
+    (("bench", "region", "--images", "2"), "--images 2 is for `bench cascade`, got `bench region`"),
+    (("bench", "systems", "--processes", "2"), "--processes 2 is for `bench region`, `bench network`, `bench networks`, `bench training`, got `bench systems`"),
+    (("bench", "--reading", "features"), "--reading features is for `bench network`, got `bench cascade`; a trained cascade has its own"),
     (("run", "--profile", "camvid", "--data", "/nowhere"), "CamVid (train list) not found: /nowhere/camvid/train.txt"),
     (("notebook", "rho", "--set", "profile=foo", "--out", "/tmp/x.ipynb"), "unknown profile 'foo'"),
     (("run", "--profile", "camvid", "initial", "--device", "tpu"), "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
@@ -100,6 +101,21 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
     assert main([image if a == "IMAGE" else a for a in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("lc: ")
+
+
+def test_bench_takes_several_processes(capsys, monkeypatch):
+    """Five on a CPU, of fewer rounds; one where one is asked for, and of a kind that has no pool; a part does not judge its own rounds."""
+    from lc.speed import bench, timing
+    monkeypatch.setattr(timing, "pooled", lambda arguments, processes, *_: [*arguments, processes]), monkeypatch.setattr(timing, "NOISY", 0.06)
+    for kind in ("region", "network", "systems"):
+        monkeypatch.setattr(bench, kind, lambda *_, **chosen: chosen)
+    def said(*arguments):
+        assert main(["bench", *arguments, "--device", "cpu", "--profile", "smoke"]) == 0
+        return capsys.readouterr().out.strip()
+    assert said("region", "--chain", "3") == "['region', '--device=cpu', '--repeats=7', '--chain=3', 5]"
+    assert said("network", "--repeats", "2", "--halo", "4", "--processes", "3") == "['network', '--device=cpu', '--repeats=2', '--halo=4', 3]"
+    assert said("network", "--processes", "1") == "{}" and said("systems", "--repeats", "2") == "{'repeats': 2}" and timing.NOISY == 0.06
+    assert said("region", "--part", "--repeats", "2") == "{'repeats': 2}" and timing.NOISY == float("inf")
 
 
 def test_plan_counts_a_gpu_profile_as_a_gpu_makes_it(capsys, monkeypatch):
