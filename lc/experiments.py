@@ -167,7 +167,7 @@ def _why(p: Profile) -> list[Experiment]:
     """LC at the best rho with one thing changed, and the DSN with the same change where it can have it."""
     initial, rho, hs = _initial(p, p.seeds[0]), float(BEST_RHO), published("text", "hs-confidence-above").value / 100
     best = _tuned(p, rho, initial)
-    halos = [_changed(name, f"LC, a halo of {k} cells is computed round each region", replace(best, model=replace(p.model, halo=k)))
+    halos = [_changed(name, f"LC, a halo of {k} cell{'s' * (k > 1)} is computed round each region", replace(best, model=replace(p.model, halo=k)))
              for name, k in HALOS.items()]
     readings = [_changed(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading)))
                 for name, reading, what in (("lc-dense-read", "dense", "the stage's input"),
