@@ -22,10 +22,11 @@ BENCH = {"images": (["cascade"], "validation images of a round (default: 10)"), 
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
 
-def _device(name: str):
-    """The device to compute on; from then on the process keeps its memory."""
+def _device(name: str, timing: bool = False):
+    """The device to compute on; from then on the process keeps its memory. timing: cuDNN, which all sides use, picks convolutions by trying them."""
     import torch
     machine.keep_memory()
+    torch.backends.cudnn.benchmark = timing  # images of many sizes, as evaluation has them, would try anew for each
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -98,6 +99,7 @@ def run(args) -> None:
         print(f"{name} is made for {profile.made_for}: minutes below are a GPU's, this device needs far longer")
     SegmentationSet(profile.data, "train", args.data)  # data that are not there need not wait for the first run
     runs.run_all(due, args.data, device, args.workers, args.jobs)
+    device = _device(args.device, timing=True)
     for kind in timings:
         cascade = experiments.CASCADES.get(kind)
         if cascade is None:
@@ -139,7 +141,7 @@ def bench(args) -> None:
             raise InputError(f"--{option} {value} is for `bench {'`, `bench '.join(kinds)}`, got `bench {args.kind}`"
                              + "; a trained cascade has its own: --experiment lc-halo-4" * (kinds == ["network"]))
     from lc.speed import bench as timing, timing as times, trained
-    device, (name, _) = _device(args.device), experiments.chosen_profile(args.profile)
+    device, (name, _) = _device(args.device, timing=True), experiments.chosen_profile(args.profile)
     chosen = {key: value for key in ("repeats", "images", "halo", "reading", "chain") if (value := getattr(args, key))}
     processes = 1 if args.part or args.kind not in POOLED else args.processes or (5 if device.type == "cpu" else 1)
     if args.part:  # what its rounds differ by is nothing to refuse: the pool says whether processes agree
@@ -153,11 +155,11 @@ def bench(args) -> None:
           call.get(args.kind, lambda: getattr(timing, args.kind)(args.json, device, **chosen))())
 
 
-def _trained(args):
-    """The cascade that is asked for, its data set, and the height of the images it is given."""
+def _trained(args, timing: bool = False):
+    """The cascade that is asked for, its data set, and the height of the images it is given; timing: see _device."""
     from lc import runs
     name = args.profile or SHOWN
-    return *runs.trained(name, args.experiment, _device(args.device)), args.height or experiments.profile(name).train.crop[0]
+    return *runs.trained(name, args.experiment, _device(args.device, timing)), args.height or experiments.profile(name).train.crop[0]
 
 
 def predict(args) -> None:
@@ -195,7 +197,7 @@ def video(args) -> None:
     if args.fps is not None and not args.fps > 0:
         raise InputError(f"--fps must be greater than 0, got {args.fps:g}")
     from lc import predict as predictor
-    model, spec, height = _trained(args)
+    model, spec, height = _trained(args, timing=True)
     predictor.video(args.source, args.out, model, spec, rho, args.fps, height)
     print(args.out)
 
@@ -253,8 +255,7 @@ def parser() -> argparse.ArgumentParser:
                   "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
                   "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),
                   "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)"),
-                  "jobs": dict(type=int, default=machine.jobs(),
-                               help="runs made at a time, each on its share of the cores (default: up to 4, with a GPU 1)"),
+                  "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, which share the cores (default: up to 4, with a GPU 1)"),
                   "experiment": dict(default=f"lc-{experiments.BEST_RHO}", help="default: %(default)s"),
                   "rho": dict(type=float, help=f"threshold (default: {experiments.BEST_RHO})"),
                   "height": dict(type=int, help="rows the network sees (default: what it was trained on)")}

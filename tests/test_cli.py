@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lc import data, paths, records, runs
@@ -156,12 +157,17 @@ def test_make_notebook_needs_a_name():
 
 
 def test_a_cascade_without_weights_is_not_timed(monkeypatch, capsys):
-    """A record that came without its weights is no error: the command that makes them is named, and the next timing is taken."""
+    """A record that came without its weights is no error: the command that makes them is named, and the next timing is taken. Only then may cuDNN
+    try its convolutions: images of many sizes, as runs evaluate them, would each begin with that."""
+    made = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(runs, "run_all", lambda *_: made.append(torch.backends.cudnn.benchmark))
     monkeypatch.setattr(records, "find", lambda entry: SimpleNamespace(stale=None))
     monkeypatch.setattr(records, "bench_missing", lambda name: ["lc-wide", "cascade"])
     monkeypatch.setattr(data, "SegmentationSet", lambda *_: None)
     monkeypatch.setattr(runs, "weights_path", lambda name, run: None if name == "lc-wide" else name)
-    monkeypatch.setattr(trained, "run", lambda *given, **_: f"timed {given[1]}")
+    monkeypatch.setattr(trained, "run", lambda *given, **_: f"timed {given[1]} {torch.backends.cudnn.benchmark}")
     assert main(["run", "--profile", "camvid-lite", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "lc-wide is not timed: its record came without its weights; train it with `python -m lc run --profile camvid-lite lc-wide`", "timed lc-0.985"]
+        "lc-wide is not timed: its record came without its weights; train it with `python -m lc run --profile camvid-lite lc-wide`", "timed lc-0.985 True"]
+    assert made == [False]
