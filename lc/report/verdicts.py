@@ -16,8 +16,11 @@ METHOD_CLAIMS = (("DSN", "IRNet", "Deep supervision alone gains little over IRNe
                  ("LC", "DSN", "Layer cascade gains over DSN."), ("LC", "IRNet", "Layer cascade gains over IRNet."))
 
 SMALL = 0.5  # points of mIoU
-TIMED = {"full-width network": "at the paper's pixel shares (random weights), over the fastest dense form",  # what is timed, how, and its opponent
-         "small trained LC": "of these pages, over the fastest dense form", "trained LC of twice its width": "over the fastest dense form"}
+TIMED = {  # kind of the timing file: what is timed, as a sentence has it, and as a table has it
+    "network": ("full-width network at the paper's pixel shares (random weights)", "full-width network, pixel shares of Table 1"),
+    "cascade": ("small trained LC of these pages", "trained cascade"),
+    "lc-wide": ("trained LC of twice its width", "trained cascade of twice its width"),
+    "lc-large-wide": ("trained LC of twice its width on images of twice the sides", "trained cascade of twice its width")}
 
 
 @dataclass(frozen=True)
@@ -173,10 +176,10 @@ def answers(ev: Evidence) -> list[str]:
 
 
 def _speedups(ev: Evidence) -> pd.DataFrame:
-    """Every measured speed-up of LC at the paper's two rho: a row for each network, device, setting and rho."""
-    return pd.DataFrame([{"network": network, "dense_form": "folded", "ideal": np.nan, **row, "where": bench["where"]}
-                         for network, kind, name in zip(TIMED, ("network", "cascade", "lc-wide"), ("", *2 * [ev.profile.name]))
-                         for bench in speed_files(kind, name) for row in bench["rows"] if row["rho"] in paper_speedups()])
+    """Every measured speed-up of LC at the paper's two rho: a row for each kind of TIMED, device, setting and rho."""
+    return pd.DataFrame([{"kind": kind, "dense_form": "folded", "ideal": np.nan, **row, "where": bench["where"]} for kind in TIMED
+                         for bench in speed_files(kind, "" if kind == "network" else ev.profile.name)
+                         for row in bench["rows"] if row["rho"] in paper_speedups()])
 
 
 def speed_answer(ev: Evidence) -> list[str]:
@@ -185,10 +188,11 @@ def speed_answer(ev: Evidence) -> list[str]:
     if timed.empty or ev.profile.tier == "smoke":
         return []
     faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
-    for network, rows in timed.groupby("network", sort=False):
+    for kind, rows in timed.groupby("kind", sort=False):
         spans = [f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}"
                  for rho, at in rows.groupby("rho", sort=False)["speedup"]]
-        parts.append(f"The {network} {TIMED[network]}: {', '.join(spans)}; faster in {faster[rows.index].sum()} of {len(rows)} timings")
+        counts = f"{faster[rows.index].sum()} of {len(rows)} timings"
+        parts.append(f"The {TIMED[kind][0]}, over the fastest dense form: {', '.join(spans)}; faster in {counts}")
     word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
     return [f"**Did the speed gain hold? {word}.** {'. '.join(parts)} (lower quartile above 1; each is in the table). The paper's frame rates (Titan "
             f"X) give {' and '.join(f'{value:.2f}x' for value in paper_speedups().values())}.", *_equal_accuracy(ev)]
@@ -258,7 +262,7 @@ def _scope(ev: Evidence) -> str:
 
 def gains(ev: Evidence) -> list[pd.DataFrame]:
     """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals: of the first seed, of the mean over seeds, of the runs
-    with larger images and of the wider network, where they are here."""
+    with larger images, a wider network and both, where they are here."""
     miou, paper, ours = printed("2")["mIoU"], {}, {}
     for other in ("DSN", "IRNet"):
         paper[f"LC - {other}"] = f"{miou['LC'] - miou[other]:+.2f}"
@@ -267,24 +271,24 @@ def gains(ev: Evidence) -> list[pd.DataFrame]:
         if (mean["seeds"] > 1).all():
             apart = " and ".join(mean["apart"])
             ours[f"LC - {other}, mean of {mean['seeds'].iloc[0]} seeds ({apart} apart)"] = dict(mean["mean"])
-    for name, head in {"large": lambda r: f"images of {'x'.join(map(str, r['data']['size']))}",
-                       "wide": lambda r: f"{r['parameters'] / 1e6:.2f} M parameters"}.items():
-        if {f"lc-{name}", f"dsn-{name}"} <= set(ev.records):
-            ours[f"LC - DSN, {head(ev[f'lc-{name}'])}"] = {s: words(gain(ev, f"lc-{name}", f"dsn-{name}", s)) for s in ev.splits}
+    for lc, dsn in ((f"lc-{name}", f"dsn-{name}") for name in ("large", "wide", "large-wide")):
+        if {lc, dsn} <= set(ev.records):
+            head = f"{'x'.join(map(str, ev[lc]['data']['size']))}, {ev[lc]['parameters'] / 1e6:.2f} M parameters"
+            ours[f"LC - DSN, {head}"] = {split: words(gain(ev, lc, dsn, split)) for split in ev.splits}
     rows = pd.DataFrame({"VOC12 val": paper}).reindex([*ours])
     return paper_and_ours(rows, pd.DataFrame(ours).T, ev)
 
 
 def speedups(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, and the opponent, under the paper's."""
-    named = dict(zip(TIMED, ("full-width network, pixel shares of Table 1", f"trained cascade, {ev.label}",
-                             f"trained cascade of twice its width, {ev.label}")))
+    data = next(iter(ev.records.values()))["data"]["name"]
+    named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, (_, head) in TIMED.items()}
     cells = lambda rho, *values: {(f"rho = {rho:g}", head): value for head, value in zip(("speed-up", "multiply-adds allow", "over"), values)}
     found = {"the paper's frame rates, Titan X": {}}
     for rho, value in paper_speedups().items():
         found["the paper's frame rates, Titan X"].update(cells(rho, f"{value:.2f}x", None, None))
     for row in _speedups(ev).itertuples():
-        found.setdefault(f"{named[row.network]}: {row.where}", {}).update(cells(
+        found.setdefault(f"{named[row.kind]}: {row.where}", {}).update(cells(
             row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
             None if pd.isna(row.ideal) else f"{row.ideal:.2f}x", row.dense_form))
     parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
