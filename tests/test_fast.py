@@ -300,6 +300,7 @@ def test_opponents(model, monkeypatch):
         import a_runtime_that_is_not_here  # noqa: F401
     def broken(module, x):
         raise RuntimeError("no C++ compiler\nand more")
+    assert opponents.ready({"traced": lambda: {}["a form this release lacks"]}) == ({}, {"traced": "'a form this release lacks'"})
     monkeypatch.setattr(opponents, "_openvino", missing), monkeypatch.setattr(opponents, "_compiled", broken)
     module, x = nn.Sequential(*fast_module.fold(model).stages), torch.randn(1, 3, 64, 64)
     calls, absent = opponents.dense_forms(module, x)

@@ -171,16 +171,44 @@ def test_benches_of_a_gpu_run_through(unhurried, one_thread, tmp_path):  # noqa:
     assert grown["kind"] == "halo-1" and all(1 >= more["active"][1] > row["active"][1] and more["ideal"] < row["ideal"] for more, row in zip(grown["rows"], values["rows"]))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_bench_stops_where_a_kernel_is_wrong(unhurried, one_thread, monkeypatch, tmp_path, dtype):  # noqa: F811
+    """In every dtype: right kernels pass, windows whose taps are swapped do not."""
+    monkeypatch.setattr(bench, "dense_forms", lambda module, x, compiled=True: ({"folded": lambda: module(x)}, {})), monkeypatch.setattr(bench, "SHARES", (0.5,))
+    small = [("SETTINGS", {"cpu": [(dtype, 1, (64, 64))]})]
+    benches = {"network": lambda: bench.network(tmp_path / "x.json", repeats=1, static=True, settings=small[0][1]["cpu"], **SMALL),
+               "region": lambda: bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True, width=0.125)}
+    monkeypatch.setattr(bench, *small[0])
+    for call in benches.values():
+        assert all(row["differences"]["region"] > 0 for row in json.loads(call().read_text())["rows"])
+    right = kernels.convolve
+    swapped = lambda rows, weight, bias, region, out, kernel=(1, 1), *rest, **more: right(rows, weight.flip(0) if kernel != (1, 1) else weight, bias, region, out, kernel, *rest, **more)
+    monkeypatch.setattr(kernels, "convolve", swapped)
+    for call in benches.values():
+        with pytest.raises(RuntimeError, match="region is off by .* its time means nothing"):
+            call()
+
+
+def test_buffers_beyond_32_bits():
+    """Refused: kernels would read and write elsewhere."""
+    region = kernels.DeviceRegion.of(torch.ones(1, 1, 2, dtype=torch.bool))
+    rows, out = torch.empty(2, 8), torch.empty_strided((2, 8), (2**30, 1), device="meta")
+    for call in (lambda: kernels.convolve(rows, torch.empty(8, 8), torch.empty(8), region, out), lambda: kernels.pool(rows, region.slots, region, out)):
+        with pytest.raises(ValueError, match=r"a buffer of 2147483648 numbers: kernels reach 2\^31 - 1; give fewer or smaller images"):
+            call()
+
+
 def test_compiles_for_a_gpu():
-    """Triton's compiler takes the kernel for an H100's architecture, with tensor cores, though no GPU is here."""
+    """Triton's compiler takes the kernel for an H100's architecture, with tensor cores and stores of eight numbers, though no GPU is here."""
     code = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from lc.speed.kernels import _convolve
-kernel, constants = _convolve.fn, dict(KW=3, TAPS=9, DY=2, DX=2, RELU=True, ADD=True, PRECISION="ieee", WIDEN=False, ROWS=128, COLS=64, DEPTH=32)
+kernel, constants = _convolve.fn, dict(KW=3, TAPS=9, DY=2, DX=2, RELU=True, ADD=True, SPLIT=True, EIGHTS=True, PRECISION="ieee", WIDEN=False, ROWS=128, COLS=64, DEPTH=32)
+even = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name not in (*constants, "count", "first", "gap")}
 kinds = ["*bf16"] * 4 + ["*i32"] * 3 + ["i32"] * (len(kernel.arg_names) - 7)
 signature = {name: "constexpr" if name in constants else kind for name, kind in zip(kernel.arg_names, kinds)}
-found = compile(ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}), target=GPUTarget("cuda", 90, 32))
-print("wgmma" in found.asm["ptx"], len(found.asm["cubin"]) > 1000)"""
+found = compile(ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, even), target=GPUTarget("cuda", 90, 32))
+print("wgmma" in found.asm["ptx"], len(found.asm["cubin"]) > 1000, "st.global.v4" in found.asm["ptx"], "st.global.b16" in found.asm["ptx"])"""
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
-    assert run.stdout.split() == ["True", "True"], run.stderr
+    assert run.stdout.split() == ["True", "True", "True", "False"], run.stderr

@@ -49,7 +49,8 @@ def _source(index, slots, p, here, tap, height, width, KW: tl.constexpr, TAPS: t
 @triton.jit
 def _convolve(rows, weight, bias, out, index, slots, count, c_in, c_out, capacity, height, width, stride_in, stride_out, first, gap,
               KW: tl.constexpr, TAPS: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr, RELU: tl.constexpr, ADD: tl.constexpr,
-              PRECISION: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr):
+              SPLIT: tl.constexpr, EIGHTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+              ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr):
     active = tl.load(count)
     if tl.program_id(1) * ROWS >= active:
         return
@@ -68,7 +69,11 @@ def _convolve(rows, weight, bias, out, index, slots, count, c_in, c_out, capacit
                 a, b = a.to(tl.float32), b.to(tl.float32)
             total = tl.dot(a, b, total, input_precision=PRECISION)
     total += tl.load(bias + o, mask=there, other=0.0).to(tl.float32)[None, :]
-    target = out + p[:, None] * stride_out + (o + tl.where(o < first, 0, gap))[None, :]
+    if SPLIT:
+        o += tl.where(o < first, 0, gap)
+        if EIGHTS:  # said, or every store is of one number
+            o = tl.max_contiguous(tl.multiple_of(o, 8), 8)
+    target = out + p[:, None] * stride_out + o[None, :]
     if ADD:
         total += tl.load(target, mask=here[:, None] & there[None, :], other=0.0).to(tl.float32)
     if RELU:
@@ -119,6 +124,13 @@ class DeviceRegion:
         return torch.where(self.mask[:, None], values, 0.0)
 
 
+def _reached(rows: Tensor, out: Tensor, region: DeviceRegion) -> torch.Size:
+    """The region's grid (N, H, W); ValueError where kernels, which count in 32 bits, could not reach all of the buffers."""
+    if (most := len(rows) * max(rows.stride(0), out.stride(0))) >= 2**31:
+        raise ValueError(f"a buffer of {most} numbers: kernels reach 2^31 - 1; give fewer or smaller images at a time")
+    return region.mask.shape
+
+
 def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, out: Tensor, kernel=(1, 1), dilation=(1, 1),
              relu: bool = True, add: bool = False, split: tuple[int, int] = (0, 0)) -> Tensor:
     """out (P, >= O) = relu(add * out + windows(rows) @ weight + bias) for the active rows; the others are not touched.
@@ -126,20 +138,21 @@ def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, o
     rows (P, C), unit stride along C; weight (T C, O), contiguous: an (O, C, kh, kw) one permuted to (kh, kw, C, O); outputs from column split[0]
     on are written split[1] further right. float32 multiplies as cuDNN's convolutions do: in TF32, unless torch.backends.cudnn.allow_tf32 is off.
     """
-    _, height, width = region.mask.shape
+    _, height, width = _reached(rows, out, region)
     taps, outputs = kernel[0] * kernel[1], weight.shape[1]
     precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
     grid = lambda tile: (triton.cdiv(outputs, tile["COLS"]), triton.cdiv(len(rows), tile["ROWS"]))
-    _convolve[grid](rows, weight, bias, out, region.index, region.slots, region.count, weight.shape[0] // taps, outputs, len(rows), height, width,
-                    rows.stride(0), out.stride(0), *split, KW=kernel[1], TAPS=taps, DY=dilation[0], DX=dilation[1], RELU=relu, ADD=add,
-                    PRECISION=precision, WIDEN=INTERPRETED)
+    _convolve[grid](rows, weight, bias, out, region.index, region.slots, region.count, weight.shape[0] // taps, outputs,
+                    triton.next_power_of_2(len(rows)), height, width, rows.stride(0), out.stride(0), *split, KW=kernel[1], TAPS=taps, DY=dilation[0],
+                    DX=dilation[1], RELU=relu, ADD=add, SPLIT=split[1] > 0, EIGHTS=split[0] % 8 == split[1] % 8 == 0, PRECISION=precision,
+                    WIDEN=INTERPRETED)
     return out
 
 
 def pool(rows: Tensor, slots: Tensor, region: DeviceRegion, out: Tensor, kernel=(1, 1), dilation: int = 1) -> Tensor:
     """out (P, C) = max over the window of each pixel of the region in `rows`, which lie as `slots` say; pixels without a row count
     as zero, those off the image never win. A 1x1 window gathers the region's rows out of a map, or out of a wider region."""
-    _, height, width = region.mask.shape
+    _, height, width = _reached(rows, out, region)
     grid = (triton.cdiv(rows.shape[1], 64), triton.cdiv(len(rows), 64))
     _pool[grid](rows, out, region.index, slots, region.count, rows.shape[1], height, width, rows.stride(0), out.stride(0),
                 KW=kernel[1], TAPS=kernel[0] * kernel[1], STEP=dilation, ROWS=64, COLS=64)
@@ -238,6 +251,8 @@ class DeviceCascade(nn.Module):
         rho, key = check_rho(rho), (*image.shape, depth, len(masks))
         values = (image, torch.full((), rho if rho < 1 else math.inf, device=image.device), *masks)  # rho = 1 is a rule: nobody exits
         if key not in self.calls:
+            if image.is_cuda:  # tiles are chosen with every pixel active
+                self.steps(depth, image, torch.full((), math.inf, device=image.device))
             self.calls[key] = capture(partial(self.steps, depth), *values)
         log_probs, handed = self.calls[key](*values)
         return CascadeOutput(log_probs, handed.sum(0, dtype=torch.uint8), handed=list(handed))

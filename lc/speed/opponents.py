@@ -13,7 +13,7 @@ from lc import region_conv
 from lc.region import Region, _pair
 from lc.region_conv import RegionTensor
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # greatest difference, of the reference's greatest value
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # greatest difference, of the reference's greatest value
 
 
 def dense_forms(module: nn.Module, x: Tensor, compiled: bool = True) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
@@ -35,7 +35,7 @@ def ready(makers: dict[str, Callable[[], Callable]]) -> tuple[dict[str, Callable
             calls[name] = call
         except ImportError as error:
             absent[name] = f"not installed ({error.name})"
-        except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # no compiler, no kernel, nothing that can be traced
+        except (RuntimeError, AssertionError, TypeError, ValueError, KeyError) as error:  # no compiler, no kernel, nothing that can be traced
             absent[name] = str(error).strip().split("\n")[0][:150]
     return calls, absent
 
@@ -90,7 +90,7 @@ def with_spconv(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
 
     def layer(weight: Tensor, dilation: tuple[int, int]) -> nn.Module:
         (o, c, *kernel), key = weight.shape, f"{tuple(weight.shape[2:])} {dilation}"
-        made = spconv.SubMConv2d(c, o, kernel, dilation=dilation, bias=False, indice_key=key).to(weight.device, weight.dtype)
+        made = spconv.SubMConv2d(c, o, kernel, dilation=dilation, bias=False, indice_key=key).eval().to(weight.device, weight.dtype)
         made.weight = nn.Parameter(weight.permute(0, 2, 3, 1).contiguous(), requires_grad=False)
         return made
 
