@@ -27,12 +27,13 @@ def _device(name: str, timing: bool = False):
     import torch
     machine.keep_memory()
     torch.backends.cudnn.benchmark = timing  # images of many sizes, as evaluation has them, would try anew for each
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {name!r} asked for, but PyTorch sees no GPU here; use --device cpu")
+    if ":" in name:
+        torch.cuda.set_device(name)  # kernels and graphs go to the current one
     return torch.device(name)
 
 
@@ -227,8 +228,7 @@ def equivalent(args) -> None:
 def notebook(args) -> None:
     """Execute one chapter with papermill, parameters checked."""
     from lc.report import pages
-    given = dict(setting.partition("=")[::2] for setting in args.set)
-    print(pages.execute(args.name, given, args.out))
+    print(pages.execute(args.name, dict(setting.partition("=")[::2] for setting in args.set), args.out))
     if args.html:
         print(pages.to_html(args.out))
         print("\n".join(pages.answers(args.out)))

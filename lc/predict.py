@@ -125,7 +125,7 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
 def frame_rates(model: nn.Module, images: list[np.ndarray], rhos: list[float], height: int | None) -> tuple[float, dict[float, float], nn.Module]:
     """Frames per second of the network alone, measured in turns on these images: of the fastest dense form, and of the cascade by rho; and the
     cascade's fastest form."""
-    inputs = [_input(model, image, height) for image in images]
+    inputs = trained.alike([_input(model, image, height) for image in images])
     sides, dense, _ = trained.forms(model, inputs[0], compiled=False)
     rates = {key: 1e3 / float(np.median(ms)) for key, ms in trained.taking_turns(sides, dense, inputs, rhos, 3).items()}
     best = max(sides, key=lambda form: sum(rates[form, rho] for rho in rhos))

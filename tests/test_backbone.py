@@ -1,4 +1,5 @@
 """IRNet is the paper's: channels, parameters, multiply-adds, resolution; and costs are counted right."""
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -71,19 +72,21 @@ def test_macs_of_the_cascade_are_those_of_the_layers_that_ran():
 def test_rows_of_a_trained_cascade(monkeypatch):
     """Times of all stages, one per stage; the dense row's speed-up against itself is 1; a halo is computed, and counts for what multiply-adds allow; a bench refuses a busy machine."""
     torch.manual_seed(0)
-    model, image = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), halo=1).eval(), torch.randn(1, 3, 96, 96)
+    model, images = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), halo=1).eval(), [torch.randn(1, 3, 96, 96), torch.randn(1, 3, 96, 128)]
     torch.nn.init.normal_(model.heads[0].classify.weight, std=0.5)
-    rho = float(model(image, 1.0, depth=1).log_probs.exp().amax(1).quantile(0.2))
-    rows, absent = trained.timed(model, [image], [1.0, rho], repeats=3, thorough=False)
+    rho = float(model(images[0], 1.0, depth=1).log_probs.exp().amax(1).quantile(0.2))
+    rows, absent = trained.timed(model, images, [1.0, rho], repeats=3, thorough=False)
     assert [row["rho"] for row in rows] == [None, 1.0, rho] and rows[0]["speedup"] == 1 and not absent
     assert rows[0]["ms"] == min(rows[0]["forms_ms"].values()) == rows[0]["forms_ms"][rows[2]["dense_form"]] and set(rows[0]["forms_ms"]) == {"folded", "ONNX Runtime", "all active"}
     assert all(len(row["stage_ms"]) == 3 and sum(row["stage_ms"]) > 0 and row["samples"] == 3 and set(row["forms_ms"]) == {"PyTorch", "ONNX Runtime"} for row in rows[1:])
     with pytest.raises(InputError, match="too noisy to tell"), monkeypatch.context() as noisy:
         noisy.setattr(timing, "BUSY", -1.0), noisy.setattr(opponents, "_compiled", opponents._onnxruntime), noisy.setattr(opponents, "_openvino", opponents._onnxruntime)
-        trained.timed(model, [image], [rho], repeats=1, thorough=True)
+        trained.timed(model, images[:1], [rho], repeats=1, thorough=True)
     assert rows[1]["handed"] == rows[1]["computed"] == [1, 1, 1] and rows[1]["ideal"] < 1, "every pixel, and two more heads"
-    out = model(image, rho)
-    assert rows[2]["handed"] == out.shares and out.shares[1] < rows[2]["computed"][1] == out.regions[1].mask.float().mean() < 1
+    outs = [model(image, rho) for image in trained.alike(images)]  # the second brought to 96x96
+    assert all(out.decided.shape == (1, 12, 12) for out in outs)
+    handed, computed = np.mean([out.shares for out in outs], axis=0), np.mean([out.regions[1].mask.float().mean().item() for out in outs])
+    assert rows[2]["handed"] == handed.tolist() and handed[1] < rows[2]["computed"][1] == pytest.approx(computed) and computed < 1
     assert rows[2]["ideal"] == cost.dense_network_macs(model, (96, 96)) / cost.cascade_macs(model, (96, 96), rows[2]["computed"]) > rows[1]["ideal"]
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lc import data, paths, records, runs
-from lc.__main__ import main
+from lc.__main__ import _device, main
 from lc.speed import trained
 
 COMMANDS = ("list", "train", "run", "bench", "predict", "export", "table")
@@ -171,3 +171,10 @@ def test_a_cascade_without_weights_is_not_timed(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "lc-wide is not timed: its record came without its weights; train it with `python -m lc run --profile camvid-lite lc-wide`", "timed lc-0.985 True"]
     assert made == [False]
+
+
+def test_one_gpu_of_several(monkeypatch):
+    """Kernels go to the current device, so cuda:N is made that."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True), monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [str(_device(name)) for name in ("cuda:1", "cuda", "auto", "cpu")] == ["cuda:1", "cuda", "cuda", "cpu"] and chosen == ["cuda:1"]

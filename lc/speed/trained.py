@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc import paths, runs
@@ -42,6 +43,7 @@ def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats:
     of each stage, what the cascade that stops behind it takes more than one that stops before it (handing over and its head included); shares
     handed on and computed (a halo is computed, not decided), the speed-up that these allow, and the one measured: median and quartiles of dense /
     cascade, turn by turn."""
+    images = alike(images)
     sides, dense, absent = forms(model, images[0], thorough)
     measure, size = undisturbed if thorough else alternate, images[0].shape[2:]
     times = taking_turns(sides, dense, images, rhos, repeats, measure)
@@ -64,6 +66,12 @@ def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats:
                      "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed),
                      "forms_ms": {form: float(np.median(times[form, rho])) for form in sides}})
     return rows, absent
+
+
+def alike(images: list[Tensor]) -> list[Tensor]:
+    """All (1, 3, H, W) in the size of the first: a dense form has one size, and is timed on that."""
+    size = images[0].shape[2:]
+    return [x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear") for x in images]
 
 
 def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images: list[Tensor], rhos: list[float], repeats: int,
