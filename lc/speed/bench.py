@@ -68,7 +68,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
         small = fast.quick(narrow)
 
     def ungathered() -> None:
-        with mock.patch.object(winograd.Reads, "__call__", lambda reads, rows: zeros(len(reads.source), rows.shape[1])):
+        with mock.patch.object(winograd.Sums, "__call__", lambda sums, rows: zeros(len(sums.first), rows.shape[1])):
             on(ready)()
     return {"without index": on(ready), "without index, gathering": ungathered, "calls": _chain_on(small, few, chain, False)(pixels)}
 

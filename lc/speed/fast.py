@@ -173,12 +173,16 @@ class FastStage(nn.Sequential):
 
 
 class OnRows(nn.Module):
-    """Something on the pixels of a region. A FastResidual overwrites the values of its input (winograd.Reads only behind P): in a cascade nobody
-    reads them again."""
+    """Something on the pixels of a region. A FastResidual overwrites the values of its input: in a cascade nobody reads them again."""
 
     def forward(self, x: RegionTensor) -> RegionTensor:
         """Shapes as in the original."""
         return x.with_rows(self.on_rows(x.rows, x.region, x.outside))
+
+
+def _windows(region: Region, reads: Region, window: tuple) -> winograd.Sums:
+    """What the windows round the rows of a region take of `reads`, zero where they find nothing: (R T, C)."""
+    return winograd.Sums(reads.table(*window)[:region.rows].view(-1, 1), torch.ones(1, 1, 1, device=region.device), reads.rows)
 
 
 class FastConv(OnRows):
@@ -195,9 +199,9 @@ class FastConv(OnRows):
         if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32 and self.winograd.pays(region, ring):
             return self.winograd(rows, region, ring)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
-            reads, width = region if ring is None else ring, math.prod(self.conv.kernel_size) * rows.shape[1]
-            rows = reads.once(("taps", self.window),
-                              lambda: winograd.Reads(reads.table(*self.window)[:region.rows].flatten(), reads))(rows).view(region.rows, width)
+            reads = region if ring is None else ring
+            taken = reads.once(("windows", self.window), lambda: _windows(region, reads, self.window))
+            rows = taken(rows).view(region.rows, math.prod(self.conv.kernel_size) * rows.shape[1])
         return self.product(rows)
 
 

@@ -6,7 +6,7 @@ A tile is computed if one of its pixels is active, and reads zeros outside the r
 pixel.
 """
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lc.region import Region
 
 TILE = 4  # outputs of a tile, along an axis with taps
-WIDE = {(3, 3): 192, (1, 7): 128, (7, 1): 128}  # channels from which the products saved are worth the transforms (results/NOTES.md)
-PAYS = 0.6  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
+WIDE = {(3, 3): 128, **dict.fromkeys(((1, 3), (3, 1), (1, 7), (7, 1)), 32)}  # channels from which it saves time (results/NOTES.md)
+PAYS = 0.75  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
 # and infinity; these lose least to rounding of those tried
 POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}
 
@@ -32,12 +32,26 @@ def transforms(taps: int) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in (inputs / scale, powers(taps) * scale, powers(n + 1 - taps).T))
 
 
-def _both_axes(along: tuple[Tensor, Tensor], tiles: Tensor) -> Tensor:
-    """A matrix (m, n) for each axis, applied to tiles (n n', T): (m m', T)."""
-    (m, n), (m_, n_) = along[0].shape, along[1].shape
-    tiles = tiles.view(n, -1)
-    tiles = (tiles if n == 1 else along[0] @ tiles).view(m, n_, -1)
-    return (tiles if n_ == 1 else along[1] @ tiles).view(m * m_, -1)
+class Sums:
+    """k sums of each of B sets of n rows: gathers and transforms in one pass that stores nothing between. rows: (B, n) long, `missing` and above where
+    there is nothing to take; factors of the rows: (k, B, n), or what is broadcast to it."""
+
+    def __init__(self, rows: Tensor, factors: Tensor, missing: int):
+        there = rows < missing
+        factors = factors * there
+        self.rows, self.factors = torch.where(there, rows, 0).int().expand(factors.shape).flatten(), factors.flatten()
+        self.first = torch.arange(0, factors.numel(), rows.shape[1], dtype=torch.int32, device=rows.device)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(R, C) to (k B, C)."""
+        return torch.embedding_bag(values, self.rows, self.first, per_sample_weights=self.factors.to(values.dtype))[0]
+
+
+@lru_cache
+def filters(kernel: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """`transforms` of both axes of a kernel in one, in float32; that of the kernel in float64."""
+    inputs, taps, outputs = (torch.kron(*pair) for pair in zip(*map(transforms, kernel)))
+    return inputs.float(), taps, outputs.float()
 
 
 def cells_around(mask: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
@@ -47,35 +61,20 @@ def cells_around(mask: Tensor, kernel: tuple[int, int], dilation: tuple[int, int
 
 
 class Ring(Region):
-    """A region, and behind its rows those of the Q cells outside that windows of one kernel read, and a row for zeros. features: (Q + 1, C), what
-    the map `outside` (N, C, H, W) has there. Rows are read by this numbering, and computed for the region alone."""
+    """A region, and behind its rows those of the Q cells outside that windows of one kernel read. features: (Q, C), what the map `outside`
+    (N, C, H, W) has there. Rows are read by this numbering, and computed for the region alone."""
 
     def __init__(self, region: Region, outside: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]):
         super().__init__(region.mask)
         self.around = cells_around(region.mask, kernel, dilation).flatten().nonzero().squeeze(1)
-        self.first, self.rows = region.rows, region.rows + len(self.around) + 1
-        self.features = outside.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, F.pad(self.around, (0, 1)))
+        self.first, self.rows = region.rows, region.rows + len(self.around)
+        self.features = outside.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, self.around)
 
     def _number(self) -> Tensor:
         """The slots of a Region, with the cells around."""
         slots = super()._number()
-        slots.view(-1)[self.around] = torch.arange(self.first, self.rows - 1, device=self.device)
+        slots.view(-1)[self.around] = torch.arange(self.first, self.rows, device=self.device)
         return slots
-
-
-class Reads:
-    """What windows read of a region. source: (T,) a row for each tap, R and above for zero. Zeros are read from a row behind P where there is one."""
-
-    def __init__(self, source: Tensor, region: Region):
-        self.source = source.clamp(max=max(region.rows - 1, 0))
-        self.missing = None if region.rows > len(region) else (source >= region.rows).nonzero().squeeze(1)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """(R, C) to (T, C). Where there are rows behind P, the last one becomes zero in place."""
-        if self.missing is not None:
-            return rows.index_select(0, self.source).index_fill_(0, self.missing, 0)
-        rows[-1].zero_()
-        return rows.index_select(0, self.source)
 
 
 @lru_cache(maxsize=32)
@@ -98,25 +97,37 @@ def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple
 
 
 class Tiles:
-    """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. taps: what their (n T,) inputs read;
-    place: (R,) where the value of each row lies among the (m T,) outputs. Along a line a tile begins where a run of active pixels begins, and at
-    every fourth pixel of the run."""
+    """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. Along a line a tile begins where a run of
+    active pixels begins, and at every fourth pixel of the run."""
 
     def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
+        self.missing, self.rows, (self.inputs, _, self.outputs) = reads.rows, region.rows, filters(kernel)
         across, along = sorted(kernel) if 1 in kernel else kernel  # taps
-        lines = np.append(reads.slots().numpy(), reads.rows)[_lines(tuple(region.mask.shape), kernel, dilation)]
-        inside = lines[across // 2:len(lines) - across // 2, :, along // 2:-(along // 2 + TILE)]
-        active = (inside < len(region)).any(0)
+        self.lines, self.along = np.append(reads.slots().numpy(), reads.rows)[_lines(tuple(region.mask.shape), kernel, dilation)], along
+        self.inside = self.lines[across // 2:len(self.lines) - across // 2, :, along // 2:-(along // 2 + TILE)]
+        active = (self.inside < len(region)).any(0)
         first, x = active.copy(), np.arange(active.shape[1])
         first[:, 1:] &= ~active[:, :-1]
-        step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % TILE
-        begins = active & (step == 0)
-        line, start = begins.nonzero()
-        self.taps = Reads(torch.from_numpy(lines[:, line, start + np.arange(TILE + along - 1)[:, None]].ravel()), reads)
-        place = np.zeros(region.rows + 1, dtype=np.int64)
-        tile = begins.cumsum().reshape(step.shape) - 1
-        place[np.minimum(inside, region.rows)] = (np.arange(len(inside))[:, None, None] * TILE + step) * len(line) + tile
-        self.place = torch.from_numpy(place[:-1])
+        self.step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % TILE
+        self.begins = active & (self.step == 0)
+        self.count = int(self.begins.sum())
+
+    @cached_property
+    def gather(self) -> Sums:
+        """From rows (R, C) to the transformed inputs (n T, C)."""
+        line, start = self.begins.nonzero()
+        taken = self.lines[:, line, start + np.arange(TILE + self.along - 1)[:, None]].reshape(len(self.inputs), self.count)
+        return Sums(torch.from_numpy(taken).t(), self.inputs[:, None], self.missing)
+
+    @cached_property
+    def scatter(self) -> Sums:
+        """From products (n T, O) to the outputs (R, O)."""
+        m, n = self.outputs.shape
+        place = np.zeros(self.rows + 1, dtype=np.int64)  # the output of each row, as m numbers a tile
+        tile = self.begins.cumsum().reshape(self.step.shape) - 1
+        place[np.minimum(self.inside, self.rows)] = tile * m + np.arange(len(self.inside))[:, None, None] * TILE + self.step
+        place = torch.from_numpy(place[:-1])
+        return Sums(place[:, None] // m + torch.arange(n) * self.count, self.outputs[place % m], n * self.count)
 
 
 class Winograd:
@@ -124,9 +135,8 @@ class Winograd:
 
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
         self.bias, self.kernel, self.dilation, self.relu = conv.bias, conv.kernel_size, conv.dilation, relu
-        inputs, kernels, outputs = zip(*map(transforms, conv.kernel_size))
-        self.inputs, self.outputs = [m.float() for m in inputs], [m.float() for m in outputs]
-        weight = _both_axes(kernels, conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1))
+        _, taps, _ = filters(conv.kernel_size)
+        weight = taps @ conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
         self.weight = weight.float().view(-1, *conv.weight.shape[1::-1])
 
     def tiles(self, region: Region, ring: Ring | None = None) -> Tiles:
@@ -136,12 +146,11 @@ class Winograd:
 
     def pays(self, region: Region, ring: Ring | None = None) -> bool:
         """Whether it saves enough products; where active pixels lie apart, it may even need more."""
-        return len(self.tiles(region, ring).taps.source) <= PAYS * math.prod(self.kernel) * region.rows
+        return self.tiles(region, ring).count * len(self.weight) <= PAYS * math.prod(self.kernel) * region.rows
 
     def __call__(self, rows: Tensor, region: Region, ring: Ring | None = None) -> Tensor:
         """(R, C), or the rows of a ring, to (R, O)."""
         tiles = self.tiles(region, ring)
-        taps = _both_axes(self.inputs, tiles.taps(rows).view(math.prod(map(len, self.inputs)), -1))
-        products = torch.bmm(taps.view(len(self.weight), -1, rows.shape[1]), self.weight)
-        made = _both_axes(self.outputs, products.view(len(self.weight), -1)).view(-1, products.shape[2]).index_select(0, tiles.place).add_(self.bias)
-        return made.relu_() if self.relu else made
+        products = torch.bmm(tiles.gather(rows).view(len(self.weight), tiles.count, rows.shape[1]), self.weight)
+        made = tiles.scatter(products.flatten(0, 1))
+        return torch._add_relu_(made, self.bias) if self.relu else made.add_(self.bias)
