@@ -1,4 +1,4 @@
-"""Who regions are timed against: the ways to run a dense network, the fastest of which counts. Those of `pip install .[bench]`
+"""Who regions are timed against: the ways to run a dense network, the fastest of which counts. Those of `pip install -e .[bench]`
 are named as absent where they are not installed. On a GPU also spconv, the field's library for sparse convolutions, on the same regions."""
 import io
 import warnings
