@@ -172,11 +172,11 @@ def test_what_cannot_be_exported_says_so(model):
         exported.as_parts(fast_module.FastStage(nn.Sigmoid()))
 
 
-def test_every_block_of_the_later_stages_is_fast(model):
-    """No batch norm is left, and IRNet-B and -C run in the new form."""
+def test_every_block_is_fast(model):
+    """No batch norm is left, and IRNet-A, -B and -C run in the new form."""
     fast = prepare(model)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fast.modules())
-    assert sum(isinstance(m, FastResidual) for m in fast.modules()) == 4 and isinstance(fast.stages[1].reduction_b, FastMixed) and all(not p.requires_grad for p in fast.parameters())
+    assert sum(isinstance(m, FastResidual) for m in fast.modules()) == 5 and isinstance(fast.stages[1].reduction_b, FastMixed) and all(not p.requires_grad for p in fast.parameters())
 
 
 def other(name: str, width: float):
@@ -211,17 +211,14 @@ def test_other_networks(name, width, wide, monkeypatch):
 
 @torch.no_grad()
 def test_winograd_in_every_stage(model, monkeypatch):
-    """IRNet's wide convolutions, dense and on regions, for a batch; a GPU's or half precision's dense maps go to the convolution itself."""
+    """IRNet's wide convolutions, dense and on regions, for a batch."""
     monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, 8))
     x, quick = torch.randn(2, 3, 72, 88, generator=torch.Generator().manual_seed(4)), prepare(model)
-    dense = [part for part in quick.modules() if isinstance(part, fast_module.DenseConv)]
-    assert len(dense) > 2 and any(getattr(part, "winograd", None) for part in quick.stages[1].modules())
+    for stage in quick.stages[:2]:
+        assert len([part for part in stage.modules() if getattr(part, "winograd", None)]) > 2
     monkeypatch.setattr(winograd, "PAYS", 99)
     for rho in (1.0, between(model, x, 0.4)):
         torch.testing.assert_close(quick(x, rho).log_probs.exp(), model(x, rho).log_probs.exp(), atol=2e-5, rtol=1e-4)
-    half = copy.deepcopy(dense[0]).to(torch.bfloat16)
-    features = torch.randn(1, half.conv.in_channels, 8, 8, dtype=torch.bfloat16)
-    assert torch.equal(half(features), half.conv(features))
 
 
 @torch.no_grad()
@@ -540,7 +537,7 @@ def test_other_readings_are_kept(model, network, name):
     rho = between(reading, x, 0.5)
     zeros, reading.reading = reading(x, rho), name
     wanted, fast = reading(x, rho), prepare(reading)
-    assert any(isinstance(m, FastMixed) for m in fast.modules()) == (name == "features" and network == "irnet")
+    assert any(isinstance(m, FastMixed) for m in fast.stages[1:].modules()) == (name == "features" and network == "irnet")
     assert torch.equal(wanted.log_probs, zeros.log_probs) == (name == "dense" and network == "resnet101")  # its branches begin with 1x1
     torch.testing.assert_close(fast(x, rho).log_probs.exp(), wanted.log_probs.exp(), atol=2e-5, rtol=1e-4)
 

@@ -69,11 +69,11 @@ def quick(part: nn.Module) -> nn.Module:
 
 
 def _dense(part: nn.Module) -> nn.Module:
-    """A folded part of the first stage, its residual blocks and wide convolutions in their fast form."""
-    if isinstance(part, Residual):
-        return DenseResidual(part)
+    """A folded part of the first stage, its residual blocks and wide convolutions in their fast form on a CPU."""
+    if isinstance(part, Residual) and part.project.weight.device.type == "cpu":
+        return FastStage(quick(part))
     if isinstance(part, nn.Conv2d) and _worthwhile(part):
-        return DenseConv(part)
+        return FastStage(FastConv(part, relu=False))
     for name, child in part.named_children():
         setattr(part, name, _dense(child))
     return part
@@ -163,13 +163,15 @@ class Product:
 
 
 class FastStage(nn.Sequential):
-    """A later stage, or its head; a dense map goes through it as its full region."""
+    """Parts in their fast form; a dense map goes through them as its full region, and is overwritten where it is in channels last."""
 
     def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
         """Shapes as in the original."""
         if isinstance(x, RegionTensor):
             return super().forward(x)
-        return super().forward(RegionTensor.select(x, _full((x.shape[0], *x.shape[2:]), x.device))).dense()
+        n, c, h, w = x.shape
+        pixels = RegionTensor(x.permute(0, 2, 3, 1).reshape(1, 1, n * h * w, c).permute(0, 3, 1, 2), _full((n, h, w), x.device))
+        return super().forward(pixels).rows.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class OnRows(nn.Module):
@@ -266,33 +268,3 @@ class FastResidual(FastMixed):
         """(P, C) to (P, O); in place where the shortcut is the input itself."""
         total = rows if self.shortcut is None else self.shortcut(rows)
         return self.project.add_to(total, super().on_rows(rows, region, outside))
-
-
-class DenseConv(nn.Module):
-    """A wide convolution on a dense map in channels last."""
-
-    def __init__(self, conv: nn.Conv2d):
-        super().__init__()
-        self.conv, self.winograd = conv, winograd.Winograd(conv, relu=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes as in the original."""
-        if x.device.type != "cpu" or x.dtype != torch.float32:
-            return self.conv(x)
-        n, _, h, w = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(n * h * w, -1)
-        return self.winograd(rows, _full((n, h, w), x.device)).view(n, h, w, -1).permute(0, 3, 1, 2)
-
-
-class DenseResidual(nn.Module):
-    """A folded Residual on a dense map in channels last, its addition in place."""
-
-    def __init__(self, block: Residual):
-        super().__init__()
-        self.mixed, self.project = block.mixed, Product(block.scale * block.project.weight.flatten(1), block.scale * block.project.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes as in the original; x is overwritten."""
-        x, y = (m.contiguous(memory_format=torch.channels_last) for m in (x, self.mixed(x)))
-        self.project.add_to(*(m.permute(0, 2, 3, 1).flatten(0, 2) for m in (x, y)))
-        return x
