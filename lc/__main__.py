@@ -30,8 +30,8 @@ def _device(name: str, timing: bool = False):
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} asked for, but PyTorch sees no GPU here; use --device cpu")
+    if name.startswith("cuda") and int(name[5:] or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(f"device {name!r} asked for, but PyTorch sees {count or 'no'} GPU here; use {'a lower number' if count else '--device cpu'}")
     if ":" in name:
         torch.cuda.set_device(name)  # kernels and graphs go to the current one
     return torch.device(name)

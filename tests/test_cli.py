@@ -10,6 +10,7 @@ from PIL import Image
 
 from lc import data, paths, records, runs
 from lc.__main__ import _device, main
+from lc.errors import InputError
 from lc.speed import trained
 
 COMMANDS = ("list", "train", "run", "bench", "predict", "export", "table")
@@ -177,4 +178,7 @@ def test_one_gpu_of_several(monkeypatch):
     """Kernels go to the current device, so cuda:N is made that."""
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True), monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [str(_device(name)) for name in ("cuda:1", "cuda", "auto", "cpu")] == ["cuda:1", "cuda", "cuda", "cpu"] and chosen == ["cuda:1"]
+    with pytest.raises(InputError, match="'cuda:7' asked for, but PyTorch sees 2 GPU here; use a lower number"):
+        _device("cuda:7")

@@ -88,7 +88,7 @@ def test_one_prepared_cascade_takes_images_of_several_sizes(model):
 def test_winograd_is_for_cpus():
     """Elsewhere its weights would be of no use."""
     wide = {device: nn.Conv2d(256, 256, 3, padding=1, device=device) for device in ("cpu", "meta")}
-    assert [fast_module._worthwhile(conv) for conv in wide.values()] == [True, False]
+    assert [fast_module._worthwhile(conv) for conv in (*wide.values(), copy.deepcopy(wide["cpu"]).half())] == [True, False, False]
 
 
 @pytest.mark.parametrize("taps", winograd.POINTS)

@@ -175,10 +175,9 @@ def test_benches_of_a_gpu_run_through(unhurried, one_thread, tmp_path):  # noqa:
 def test_a_bench_stops_where_a_kernel_is_wrong(unhurried, one_thread, monkeypatch, tmp_path, dtype):  # noqa: F811
     """In every dtype: right kernels pass, windows whose taps are swapped do not."""
     monkeypatch.setattr(bench, "dense_forms", lambda module, x, compiled=True: ({"folded": lambda: module(x)}, {})), monkeypatch.setattr(bench, "SHARES", (0.5,))
-    small = [("SETTINGS", {"cpu": [(dtype, 1, (64, 64))]})]
-    benches = {"network": lambda: bench.network(tmp_path / "x.json", repeats=1, static=True, settings=small[0][1]["cpu"], **SMALL),
+    benches = {"network": lambda: bench.network(tmp_path / "x.json", repeats=1, static=True, **SMALL),
                "region": lambda: bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True, width=0.125)}
-    monkeypatch.setattr(bench, *small[0])
+    monkeypatch.setattr(bench, "SETTINGS", {"cpu": [(dtype, 1, (64, 64))]})
     for call in benches.values():
         assert all(row["differences"]["region"] > 0 for row in json.loads(call().read_text())["rows"])
     right = kernels.convolve

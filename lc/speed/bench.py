@@ -61,7 +61,7 @@ def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> 
 
 
 def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Callable]:
-    """The region side on a CPU without one of its costs: its index made before; no gathering either; only the calls, on 8 channels."""
+    """The region side on a CPU without one of its costs: its index made before; no gathering (nor transforms) either; only the calls, on 8 channels."""
     ready, zeros, narrow = Region(mask, True), cache(torch.zeros), fast.fold(irnet(0.001, (1, 1, 1))[name].eval()[0])
     few, pixels = torch.zeros(1, narrow.project.out_channels, 8, 8), Region(torch.ones(1, 8, 8, dtype=torch.bool))
     with mock.patch.dict(winograd.WIDE, dict.fromkeys(winograd.WIDE, 0)):  # the narrow block runs what the wide one does
@@ -91,7 +91,7 @@ def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.d
     rows, absent = [], {}
     for name, chain in {"irnet_b": blocks or 10, "irnet_c": blocks or 5}.items():
         block = irnet(width, (1, 1, 1))[name].eval().requires_grad_(False).to(device)[0]
-        block.scale = 1.0  # takes the time of 0.1, and what the blocks add, which is compared, stands out from the input's rounding
+        block.scale = 1.0  # takes the time of any other, and what the blocks add, which is compared, stands out from the input's rounding
         folded = fast.fold(block)
         x = torch.randn(batch, block.project.out_channels, *size, device=device).abs().to(dtype).float().to(memory_format=torch.channels_last)
         on = _chain_on(fast.quick(folded), x.to(dtype), chain, static)
@@ -165,7 +165,7 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
         depths = {} if static else {depth: _network_on(quick, image, depth)(regions[0]) for depth in range(1, len(quick.stages) + 1)}
         times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **depths}, repeats, device)
         until = [float(np.median(times.pop(depth))) for depth in depths]
-        alone = partial(quick.steps, None, image, image.new_zeros(()), *regions[0]) if static else calls[0]
+        alone = partial(quick.steps, None, image.to(dtype), image.new_zeros(()), *regions[0]) if static else calls[0]
         ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
         rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                      **compare(times, ideal), "differences": {**differences},
@@ -229,7 +229,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
     minutes to compile a small network, and made it no faster). Regions change from step to step (`paper_regions`), among versions that were all
     met before, as most have been in a training of thousands of steps."""
     torch.manual_seed(0)
-    rows, grid, phase = [], tuple(side // STRIDE for side in size), Phase(freeze_bn=True)
+    rows, absent, grid, phase = [], {}, tuple(side // STRIDE for side in size), Phase(freeze_bn=True)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = build(21, **architecture).to(device, memory_format=torch.channels_last)
     set_trainable(model, phase)
@@ -251,9 +251,10 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
         for masks in regions:
             step(net, x, masks)
         makers = {"torch.compile": lambda: partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}
-        compiled, absent = ready(makers)  # compiled before the clock starts, and before other processes are watched
+        compiled, missing = ready(makers)  # compiled before the clock starts, and before other processes are watched
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
                  **compiled, "region": lambda turn=itertools.cycle(regions): step(net, x, next(turn))}
+        absent |= missing
         macs = [(row["macs"], [1.0, *left][row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
         rows.append({"layer": part, "rho": float(rho), "active": left, **compare(undisturbed(calls, repeats, device), ideal),

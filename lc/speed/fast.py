@@ -48,7 +48,7 @@ def prepare(model: LayerCascade) -> LayerCascade:
 
 
 def quick(part: nn.Module) -> nn.Module:
-    """A folded part of a later stage in its fast form; as it is, if it has none."""
+    """A folded part in its fast form; as it is, if it has none."""
     if isinstance(part, Residual):
         made = FastResidual(part.mixed.branches, part.project, part.scale)
     elif isinstance(part, (Block35, Block17, Block8)):
@@ -103,7 +103,8 @@ def _keeps_grid(conv: nn.Conv2d) -> bool:
 
 def _worthwhile(conv: nn.Conv2d) -> bool:
     """Whether Winograd's filtering can compute this convolution, and saves time."""
-    return conv.weight.device.type == "cpu" and _keeps_grid(conv) and min(conv.weight.shape[:2]) >= winograd.WIDE.get(conv.kernel_size, math.inf)
+    fits = conv.weight.is_cpu and conv.weight.dtype == torch.float32 and _keeps_grid(conv)
+    return fits and min(conv.weight.shape[:2]) >= winograd.WIDE.get(conv.kernel_size, math.inf)
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -163,7 +164,7 @@ class Product:
 
 
 class FastStage(nn.Sequential):
-    """Parts in their fast form; a dense map goes through them as its full region, and is overwritten where it is in channels last."""
+    """Parts in their fast form; a dense map goes through them as its full region, and may be overwritten."""
 
     def forward(self, x: RegionTensor | Tensor) -> RegionTensor | Tensor:
         """Shapes as in the original."""

@@ -34,7 +34,7 @@ def transforms(taps: int) -> tuple[Tensor, Tensor, Tensor]:
 
 class Sums:
     """k sums of each of B sets of n rows: gathers and transforms in one pass that stores nothing between. rows: (B, n) long, `missing` and above
-    where there is nothing to take; factors of the rows: (k, B, n), or what is broadcast to it."""
+    where there is nothing to take (0 times row 0: values are finite); factors of the rows: (k, B, n), or what is broadcast to it."""
 
     def __init__(self, rows: Tensor, factors: Tensor, missing: int):
         there = rows < missing
