@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lc.region import Region
 
 TILE = 4  # outputs of a tile, along an axis with taps
-WIDE = {(3, 3): 128, **dict.fromkeys(((1, 3), (3, 1), (1, 7), (7, 1)), 32)}  # channels from which it saves time (results/NOTES.md)
+WIDE = {(3, 3): 192, **dict.fromkeys(((1, 3), (3, 1), (1, 7), (7, 1)), 32)}  # channels from which it is worth its tables (results/NOTES.md)
 PAYS = 0.75  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
 # and infinity; these lose least to rounding of those tried
 POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}
