@@ -85,8 +85,10 @@ def test_one_prepared_cascade_takes_images_of_several_sizes(model):
             torch.testing.assert_close(quick(x, rho).log_probs.exp(), model(x, rho).log_probs.exp(), atol=2e-5, rtol=1e-4)
 
 
-def test_winograd_is_for_cpus():
-    """Elsewhere its weights would be of no use."""
+def test_winograd_is_for_cpus(model):
+    """Elsewhere its weights would be of no use, and the first stage's blocks stay dense modules."""
+    first = {device: fast_module._dense(fast_module.fold(model.stages[0]).to(device)) for device in ("cpu", "meta")}
+    assert [any(isinstance(m, FastResidual) for m in stage.modules()) for stage in first.values()] == [True, False]
     wide = {device: nn.Conv2d(256, 256, 3, padding=1, device=device) for device in ("cpu", "meta")}
     assert [fast_module._worthwhile(conv) for conv in (*wide.values(), copy.deepcopy(wide["cpu"]).half())] == [True, False, False]
 

@@ -183,11 +183,6 @@ class OnRows(nn.Module):
         return x.with_rows(self.on_rows(x.rows, x.region, x.outside))
 
 
-def _windows(region: Region, reads: Region, window: tuple) -> winograd.Sums:
-    """What the windows round the rows of a region take of `reads`, zero where they find nothing: (R T, C)."""
-    return winograd.Sums(reads.table(*window)[:region.rows].view(-1, 1), torch.ones(1, 1, 1, device=region.device), reads.rows)
-
-
 class FastConv(OnRows):
     """A folded convolution, and the ReLU behind it."""
 
@@ -203,7 +198,8 @@ class FastConv(OnRows):
             return self.winograd(rows, region, ring)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
             reads = region if ring is None else ring
-            taken = reads.once(("windows", self.window), lambda: _windows(region, reads, self.window))
+            taken = reads.once(("windows", self.window), lambda: winograd.Sums(
+                reads.table(*self.window)[:region.rows].view(-1, 1), torch.ones(1, 1, 1, device=rows.device), reads.rows))
             rows = taken(rows).view(region.rows, math.prod(self.conv.kernel_size) * rows.shape[1])
         return self.product(rows)
 
