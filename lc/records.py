@@ -20,7 +20,7 @@ from lc.errors import InputError
 from lc.experiments import CASCADES, STUDIES, SYSTEMS, Experiment, catalogue, profile
 
 SCHEMA = 1
-NUMERIC = ("backbone", "cascade", "config", "data", "evaluate", "metrics", "networks", "region", "region_conv", "shapes", "train")
+NUMERIC = ("backbone", "cascade", "config", "data", "evaluate", "metrics", "networks", "region", "region_conv", "shapes", "train", "winograd")
 EQUIVALENT = "results/equivalent.json"  # sources that were shown to compute the same (lc.equivalence)
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 

@@ -25,7 +25,7 @@ from lc.errors import InputError
 from lc.evaluate import evaluate
 from lc.networks import build
 from lc.region import Region
-from lc.region_conv import _windows
+from lc.region_conv import windows
 
 ESTIMATE_AFTER = 20  # steps
 
@@ -55,7 +55,7 @@ def _of_cells(x: Tensor, cells: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     # pixels half a stride behind the last cells are nearest to a copy of these
     x, mask = (F.pad(m, (0, 1, 0, 1), mode="replicate") for m in (x, cells[:, None].float()))
     region = Region(mask[:, 0] > 0)
-    near = _windows(x.permute(0, 2, 3, 1).flatten(0, 2), region.table(3, dense=True)).view(-1, 9, k)
+    near = windows(x.permute(0, 2, 3, 1).flatten(0, 2), region.table(3, dense=True)).view(-1, 9, k)
     at = torch.arange(-half, half, dtype=x.dtype, device=x.device) / STRIDE
     weight = torch.stack([(-at).clamp(min=0), 1 - at.abs(), at.clamp(min=0)], 1)  # of the cell before, here and behind, along an axis
     label = F.pad(label, (half, STRIDE * (w + 1) - half - width, half, STRIDE * (h + 1) - half - height), value=IGNORE)

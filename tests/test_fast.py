@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lc import experiments, predict
+from lc import experiments, predict, winograd
 from lc.__main__ import main
 from lc.cascade import build_irnet_lc
 from lc.config import ModelConfig
@@ -25,7 +25,7 @@ from lc.networks import build
 from lc.region import Region
 from lc.region_conv import READINGS, RegionTensor
 from lc.report import tables
-from lc.speed import bench, cost, exported, opponents, timing, trained, winograd
+from lc.speed import bench, cost, exported, opponents, timing, trained
 from lc.speed import fast as fast_module
 from lc.speed.fast import FastMixed, FastResidual, prepare
 
@@ -114,9 +114,9 @@ def test_winograd_only_where_pixels_lie_together(kernel, monkeypatch):
         region = Region(mask)
         with monkeypatch.context() as patch:
             filtered = []
-            patch.setattr(winograd.Winograd, "__call__", lambda self, *args, plain=winograd.Winograd.__call__: filtered.append(1) or plain(self, *args))
+            patch.setattr(winograd.Tiles, "filter", lambda *args, plain=winograd.Tiles.filter: filtered.append(1) or plain(*args))
             found = fast.on_rows(region.gather(x * mask[:, None]), region)
-        assert bool(filtered) == pays == fast.winograd.pays(region)
+        assert bool(filtered) == pays
         torch.testing.assert_close(found, region.gather(conv(x * mask[:, None]).relu()), atol=1e-4, rtol=1e-4)
 
 
@@ -203,7 +203,7 @@ def test_other_networks(name, width, wide, monkeypatch):
     monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, wide))
     model = other(name, width)
     x, quick = torch.randn(1, 3, 48, 56, generator=torch.Generator().manual_seed(1)), prepare(model)
-    assert wide > 1 or any(getattr(part, "winograd", None) for part in quick.stages[1].modules()), "none is on its regions"
+    assert wide > 1 or any(getattr(part, "filtered", None) is not None for part in quick.stages[1].modules()), "none is on its regions"
     expected = model(x, rho := between(model, x, 0.6))
     parts = [part for stage in quick.stages[1:] for item in stage for part in (item if isinstance(item, nn.Sequential) else [item])]
     assert parts and all(isinstance(part, fast_module.OnRows) for part in parts) and 0 < expected.shares[1] < 1
@@ -217,7 +217,7 @@ def test_winograd_in_every_stage(model, monkeypatch):
     monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, 8))
     x, quick = torch.randn(2, 3, 72, 88, generator=torch.Generator().manual_seed(4)), prepare(model)
     for stage in quick.stages[:2]:
-        assert len([part for part in stage.modules() if getattr(part, "winograd", None)]) > 2
+        assert len([part for part in stage.modules() if getattr(part, "filtered", None) is not None]) > 2
     monkeypatch.setattr(winograd, "PAYS", 99)
     for rho in (1.0, between(model, x, 0.4)):
         torch.testing.assert_close(quick(x, rho).log_probs.exp(), model(x, rho).log_probs.exp(), atol=2e-5, rtol=1e-4)
@@ -229,8 +229,9 @@ def test_winograd_in_every_stage(model, monkeypatch):
 @pytest.mark.parametrize("size", [(9, 14), (16, 16), (5, 3)])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("padded", [False, True])
-def test_winograd_is_the_convolution(kernel, dilation, size, share, padded):
+def test_winograd_is_the_convolution(kernel, dilation, size, share, padded, monkeypatch):
     """On regions of a batch, empty and full ones included, and sides that are no multiple of a tile."""
+    monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, 1)), monkeypatch.setattr(winograd, "PAYS", 999)
     draw = torch.Generator().manual_seed(0)
     region = Region(torch.rand(2, *size, generator=draw) <= share, padded) if share else Region(torch.zeros(2, *size, dtype=torch.bool), padded)
     x = torch.randn(2, 5, *size, generator=draw) * region.mask[:, None]
@@ -238,7 +239,8 @@ def test_winograd_is_the_convolution(kernel, dilation, size, share, padded):
     for relu in (True, False):
         rows, expected = region.gather(x), conv(x).relu() if relu else conv(x)
         rows[len(region):] = 7  # behind P lies anything
-        found = winograd.Winograd(conv, relu)(rows, region)
+        monkeypatch.setattr(fast_module, "Product", lambda *args: SimpleNamespace(relu=args[-1]))  # no windows
+        found = fast_module.FastConv(conv, relu).on_rows(rows, region)
         assert found.shape == (region.rows, 7)
         torch.testing.assert_close(found[:len(region)], region.gather(expected)[:len(region)], atol=2e-5, rtol=1e-4)
 
@@ -555,5 +557,5 @@ def test_a_ring_is_what_windows_reach(model):
     assert ring.rows == region.rows + 2 and len(ring) == 1 and ring.table((1, 3), 2)[0].tolist() == [region.rows, 0, region.rows + 1]
     mask[0, 2, 1:5] = True
     four = Region(mask, padded=True)
-    tiles = [winograd.Tiles(four, reads, (1, 3), (1, 1)) for reads in (four, winograd.Ring(four, outside, (1, 3), (1, 1)))]
+    tiles = [winograd.Tiles(four, reads, (1, 3), (1, 1), torch.float32) for reads in (four, winograd.Ring(four, outside, (1, 3), (1, 1)))]
     assert tiles[0].count == tiles[1].count == 1, "cells around are read, not computed"

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lc import winograd
 from lc.backbone import Mixed, Residual
 from lc.region import SIZES, WIDTH, Region
 from lc.region_conv import READINGS, RegionTensor, interpolated, region_conv2d, region_conv2d_reference
@@ -29,14 +30,30 @@ def mask_of(kind: str) -> torch.Tensor:
 REGIONS = ["empty", "full", "one pixel", "border", "random"]
 
 
+@pytest.fixture
+def form(request, monkeypatch):
+    """"windows", or "filtered": in training every kernel that can be filtered is, however narrow it is and far apart pixels lie. Says at the end
+    that the form was used."""
+    used, plain = [], winograd.Filtered.forward
+    monkeypatch.setattr(winograd.Filtered, "forward", lambda *args: used.append(1) or plain(*args))
+    if request.param == "filtered":
+        monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, 1))
+        monkeypatch.setattr(winograd, "PAYS", 999)
+    yield request.param
+    assert bool(used) == (request.param == "filtered")
+
+
+with_forms = pytest.mark.parametrize("form", ["windows", "filtered"], indirect=True)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("kind", REGIONS)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_compact_equals_reference(kernel, kind, reading, dtype, tolerance):
+@pytest.mark.parametrize("kernel, reading, form", [*((kernel, reading, "windows") for kernel in KERNELS for reading in READINGS),
+                                                   *((kernel, "zero", "filtered") for kernel in winograd.WIDE)], indirect=["form"])
+def test_compact_equals_reference(kernel, kind, reading, dtype, tolerance, form):
     """Values inside M and all gradients agree for dilations 1 to 4, with and without bias."""
     torch.manual_seed(0)
-    mask = mask_of(kind)
+    mask, tolerance = mask_of(kind), tolerance * (10 if form == "filtered" else 1)  # sums of large terms
     for dilation in (1, 2, 3, 4):
         for with_bias in (False, True):
             x = torch.randn(2, 5, 9, 11, dtype=dtype, requires_grad=True)
@@ -52,8 +69,8 @@ def test_compact_equals_reference(kernel, kind, reading, dtype, tolerance):
                 torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_gradcheck_through_the_output(reading):
+@pytest.mark.parametrize("reading, form", [*((reading, "windows") for reading in READINGS), ("zero", "filtered")], indirect=["form"])
+def test_gradcheck_through_the_output(reading, form):
     """Numerical derivatives of the output agree with the backward pass, for the map, the weight and the bias."""
     torch.manual_seed(0)
     mask = torch.rand(1, 4, 5) < 0.5
@@ -63,9 +80,10 @@ def test_gradcheck_through_the_output(reading):
     assert torch.autograd.gradcheck(run, inputs)
 
 
+@with_forms
 @pytest.mark.parametrize("kind", REGIONS)
 @pytest.mark.parametrize("freeze_bn", [True, False])
-def test_padding_changes_nothing(kind, freeze_bn):
+def test_padding_changes_nothing(kind, freeze_bn, form):
     """On a CPU rows are padded to an image: outputs, all gradients, batch norm's statistics and the random numbers drawn stay the same,
     in a region and in one inside it."""
     found = []

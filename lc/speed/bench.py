@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lc import paths, records
+from lc import paths, records, winograd
 from lc.backbone import irnet
 from lc.cascade import STRIDE, LayerCascade
 from lc.config import ModelConfig, Phase, TrainConfig
@@ -25,7 +25,7 @@ from lc.experiments import BEST_RHO, SYSTEMS, catalogue, experiment, profile
 from lc.networks import build
 from lc.region import Region
 from lc.region_conv import RegionTensor
-from lc.speed import cost, fast, winograd
+from lc.speed import cost, fast
 from lc.speed.opponents import dense_forms, difference, ready, with_spconv
 from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, quartiles, shares_left, undisturbed, write
 from lc.speed.trained import forms, on_device

@@ -16,7 +16,7 @@ from lc.region import Region, _pair
 from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, Product, fold
 from lc.speed.fast import prepare as prepared
 from lc.speed.opponents import session
-from lc.speed.winograd import cells_around
+from lc.winograd import cells_around
 
 
 def prepare(model: LayerCascade) -> "Exported":

@@ -1,7 +1,7 @@
 """The cascade made ready for inference on a CPU: same weights, same labels, fewer passes over memory.
 
 Batch norms are folded into their convolutions. An Inception-ResNet block becomes a few matrix products on the P x C matrix of its
-active pixels: the 1x1 entries of all branches in one, each larger kernel as gather and multiply (lc.speed.winograd where it is wide), and
+active pixels: the 1x1 entries of all branches in one, each larger kernel as gather and multiply (lc.winograd where it is wide), and
 a projection that is added to the residual in place. Products run in oneDNN with packed weights and fused ReLU where PyTorch has it (10 % faster than
 its matmul here), as plain matrix products elsewhere. A dense map is the full region. timm's blocks are of the same kinds: a ResNet's
 bottleneck is a residual block with one branch.
@@ -22,12 +22,12 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lc import winograd
 from lc.backbone import ConvBN, Head, Mixed, Residual
 from lc.cascade import LayerCascade
 from lc.machine import keep_memory
 from lc.region import Region
 from lc.region_conv import RegionTensor
-from lc.speed import winograd
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
@@ -103,8 +103,7 @@ def _keeps_grid(conv: nn.Conv2d) -> bool:
 
 def _worthwhile(conv: nn.Conv2d) -> bool:
     """Whether Winograd's filtering can compute this convolution, and saves time."""
-    fits = conv.weight.is_cpu and conv.weight.dtype == torch.float32 and _keeps_grid(conv)
-    return fits and min(conv.weight.shape[:2]) >= winograd.WIDE.get(conv.kernel_size, math.inf)
+    return _keeps_grid(conv) and winograd.suits(conv.weight)
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -190,12 +189,14 @@ class FastConv(OnRows):
         super().__init__()
         self.conv, self.wide, self.window = conv, conv.kernel_size != (1, 1), (conv.kernel_size, conv.dilation)
         self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, relu)
-        self.winograd = winograd.Winograd(conv, relu) if _worthwhile(conv) else None
+        self.filtered = winograd.transformed(conv.weight.double()).mT.to(conv.weight.dtype).contiguous() if _worthwhile(conv) else None  # (n, C, O)
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None, ring: winograd.Ring | None = None) -> Tensor:
         """(P, C) to (P, O); with a ring of the region the rows are the ring's, without one windows read zeros, whatever is outside."""
-        if self.winograd is not None and rows.device.type == "cpu" and rows.dtype == torch.float32 and self.winograd.pays(region, ring):
-            return self.winograd(rows, region, ring)
+        filters = self.filtered is not None and rows.dtype == self.filtered.dtype
+        if filters and (tiles := winograd.Tiles.of(region, *self.window, rows.dtype, ring)) is not None:
+            made = tiles.filter(rows, self.filtered)
+            return torch._add_relu_(made, self.conv.bias) if self.product.relu else made.add_(self.conv.bias)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
             reads = region if ring is None else ring
             taken = reads.once(("windows", self.window), lambda: winograd.Sums(

@@ -41,7 +41,7 @@ def write(kind: str, device: torch.device, values: dict, target: Path | None, fo
 
 def provenance(device: torch.device) -> dict:
     """`records.provenance` of what is timed on a device."""
-    return records.provenance(device_name(device), "speed/fast", "speed/winograd", "speed/exported",
+    return records.provenance(device_name(device), "speed/fast", "speed/exported",
                               *(["speed/kernels"] if device.type == "cuda" else []))
 
 

@@ -3,7 +3,7 @@
 where r is 3; a tile of 4x4 outputs of a 3x3 kernel 36, not 144.
 
 A tile is computed if one of its pixels is active, and reads zeros outside the region, or a Ring. With a dilation of d a tile lies on every d-th
-pixel.
+pixel. Both gradients are filtered as well (`Filtered`).
 """
 import math
 from functools import cached_property, lru_cache
@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lc.region import Region
 
@@ -44,14 +44,25 @@ class Sums:
 
     def __call__(self, values: Tensor) -> Tensor:
         """(R, C) to (k B, C)."""
-        return torch.embedding_bag(values, self.rows, self.first, per_sample_weights=self.factors.to(values.dtype))[0]
+        return torch.embedding_bag(values, self.rows, self.first, per_sample_weights=self.factors)[0]
 
 
 @lru_cache
-def filters(kernel: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """`transforms` of both axes of a kernel in one, in float32; that of the kernel in float64."""
-    inputs, taps, outputs = (torch.kron(*pair) for pair in zip(*map(transforms, kernel)))
-    return inputs.float(), taps, outputs.float()
+def filters(kernel: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """`transforms` of both axes of a kernel in one."""
+    return tuple(torch.kron(*pair).to(dtype) for pair in zip(*map(transforms, kernel)))
+
+
+def suits(weight: Tensor) -> bool:
+    """Whether a kernel (O, C, kh, kw) is wide enough, single or double, and on a CPU."""
+    known = weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
+    return known and min(weight.shape[:2]) >= WIDE.get(tuple(weight.shape[2:]), math.inf)
+
+
+def transformed(weight: Tensor) -> Tensor:
+    """(O, C, kh, kw) to (n, O, C)."""
+    _, taps, _ = filters(tuple(weight.shape[2:]), weight.dtype)
+    return (taps @ weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)).view(-1, *weight.shape[:2])
 
 
 def cells_around(mask: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
@@ -100,17 +111,33 @@ class Tiles:
     """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. Along a line a tile begins where a run of
     active pixels begins, and at every fourth pixel of the run."""
 
-    def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int]):
-        self.missing, self.rows, (self.inputs, _, self.outputs) = reads.rows, region.rows, filters(kernel)
+    def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype):
+        self.missing, self.pixels, self.rows, (self.inputs, self.taps, self.outputs) = reads.rows, len(region), region.rows, filters(kernel, dtype)
         across, along = sorted(kernel) if 1 in kernel else kernel  # taps
         self.lines, self.along = np.append(reads.slots().numpy(), reads.rows)[_lines(tuple(region.mask.shape), kernel, dilation)], along
         self.inside = self.lines[across // 2:len(self.lines) - across // 2, :, along // 2:-(along // 2 + TILE)]
-        active = (self.inside < len(region)).any(0)
+        active = (self.inside < self.pixels).any(0)
         first, x = active.copy(), np.arange(active.shape[1])
         first[:, 1:] &= ~active[:, :-1]
         self.step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % TILE
         self.begins = active & (self.step == 0)
         self.count = int(self.begins.sum())
+
+    @classmethod
+    def of(cls, region: Region, kernel: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype, ring: Ring | None = None) -> "Tiles | None":
+        """Made once for a region, or the ring that it reads; None where they save too few products: where active pixels lie apart, it may even
+        need more."""
+        reads = region if ring is None else ring
+        tiles = reads.once(("tiles", kernel, dilation, dtype), lambda: cls(region, reads, kernel, dilation, dtype))
+        return tiles if tiles.count * len(tiles.inputs) <= PAYS * math.prod(kernel) * region.rows else None
+
+    def filter(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """(R, C) and (n, C, O) to (R, O), zeros behind P."""
+        return self.scatter(torch.bmm(self.read(rows), weight).flatten(0, 1))
+
+    def read(self, rows: Tensor) -> Tensor:
+        """(R, C) to the transformed inputs (n, T, C)."""
+        return self.gather(rows).view(len(self.inputs), self.count, rows.shape[1])
 
     @cached_property
     def gather(self) -> Sums:
@@ -120,37 +147,44 @@ class Tiles:
         return Sums(torch.from_numpy(taken).t(), self.inputs[:, None], self.missing)
 
     @cached_property
+    def place(self) -> np.ndarray:
+        """(P,): the output of each pixel, as m numbers a tile."""
+        place = np.zeros(self.rows + 1, dtype=np.int64)
+        tile = self.begins.cumsum().reshape(self.step.shape) - 1
+        place[np.minimum(self.inside, self.rows)] = tile * len(self.outputs) + np.arange(len(self.inside))[:, None, None] * TILE + self.step
+        return place[:self.pixels]
+
+    @cached_property
     def scatter(self) -> Sums:
         """From products (n T, O) to the outputs (R, O)."""
         m, n = self.outputs.shape
-        place = np.zeros(self.rows + 1, dtype=np.int64)  # the output of each row, as m numbers a tile
-        tile = self.begins.cumsum().reshape(self.step.shape) - 1
-        place[np.minimum(self.inside, self.rows)] = tile * m + np.arange(len(self.inside))[:, None, None] * TILE + self.step
-        place = torch.from_numpy(place[:-1])
+        place = torch.from_numpy(np.pad(self.place, (0, self.rows - self.pixels), constant_values=m * n * self.count))
         return Sums(place[:, None] // m + torch.arange(n) * self.count, self.outputs[place % m], n * self.count)
 
+    @cached_property
+    def spread(self) -> Sums:
+        """Of `scatter` the transpose: from gradients of outputs (R, O) to those of products (n T, O)."""
+        taken = np.full(self.count * len(self.outputs), self.rows)
+        taken[self.place] = np.arange(self.pixels)
+        return Sums(torch.from_numpy(taken).view(self.count, len(self.outputs)), self.outputs.t()[:, None], self.rows)
 
-class Winograd:
-    """A folded convolution (stride 1, the map keeps its size) on the rows of a region, and ReLU (or not); float32."""
 
-    def __init__(self, conv: nn.Conv2d, relu: bool = True):
-        self.bias, self.kernel, self.dilation, self.relu = conv.bias, conv.kernel_size, conv.dilation, relu
-        _, taps, _ = filters(conv.kernel_size)
-        weight = taps @ conv.weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
-        self.weight = weight.float().view(-1, *conv.weight.shape[1::-1])
+class Filtered(torch.autograd.Function):
+    """Tiles of a region, and a kernel (O, C, kh, kw), on its rows (R, C): (R, O)."""
 
-    def tiles(self, region: Region, ring: Ring | None = None) -> Tiles:
-        """Of this region, made once."""
-        reads = region if ring is None else ring
-        return reads.once(("tiles", self.kernel, self.dilation), lambda: Tiles(region, reads, self.kernel, self.dilation))
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.tiles = tiles
+        return tiles.filter(rows, transformed(weight).mT)
 
-    def pays(self, region: Region, ring: Ring | None = None) -> bool:
-        """Whether it saves enough products; where active pixels lie apart, it may even need more."""
-        return self.tiles(region, ring).count * len(self.weight) <= PAYS * math.prod(self.kernel) * region.rows
-
-    def __call__(self, rows: Tensor, region: Region, ring: Ring | None = None) -> Tensor:
-        """(R, C), or the rows of a ring, to (R, O)."""
-        tiles = self.tiles(region, ring)
-        products = torch.bmm(tiles.gather(rows).view(len(self.weight), tiles.count, rows.shape[1]), self.weight)
-        made = tiles.scatter(products.flatten(0, 1))
-        return torch._add_relu_(made, self.bias) if self.relu else made.add_(self.bias)
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (rows, weight), tiles, grad_rows, grad_weight = ctx.saved_tensors, ctx.tiles, None, None
+        if ctx.needs_input_grad[0]:  # neighbours are so mutually
+            grad_rows = tiles.filter(grad, transformed(weight.flip(2, 3)))
+        if ctx.needs_input_grad[1]:
+            inputs = tiles.read(rows)
+            products = torch.bmm(tiles.spread(grad).view(*inputs.shape[:2], grad.shape[1]).mT, inputs)  # (n, O, C)
+            grad_weight = (tiles.taps.t() @ products.flatten(1)).view(*weight.shape[2:], *weight.shape[:2]).permute(2, 3, 0, 1)
+        return grad_rows, grad_weight, None
