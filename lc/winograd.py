@@ -2,10 +2,12 @@
 (Toom and Cook's construction). A tile of 4 outputs takes 10 products of each input with each output channel where r is 7, not 28; 6, not 12,
 where r is 3; a tile of 4x4 outputs of a 3x3 kernel 36, not 144.
 
-A tile is computed if one of its pixels is active, and reads zeros outside the region, or a Ring. With a dilation of d a tile lies on every d-th
-pixel. Both gradients are filtered as well (`Filtered`).
+Tiles lie along lines of pixels, as far apart as the dilation says. One begins where a run of active pixels begins, and at every fourth pixel of the
+run; where one or two are left of it, a short one of 2 outputs: F(2, r). It reads zeros outside the region, or a Ring. Both gradients are filtered as
+well (`Filtered`).
 """
 import math
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -15,42 +17,51 @@ from torch import Tensor
 
 from lc.region import Region
 
-TILE = 4  # outputs of a tile, along an axis with taps
+SIZES = (4, 2)  # outputs of a tile along its line; across it 4, where the kernel has taps there
 WIDE = {(3, 3): 192, **dict.fromkeys(((1, 3), (3, 1), (1, 7), (7, 1)), 32)}  # channels from which it is worth its tables (results/NOTES.md)
 PAYS = 0.75  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
-# and infinity; these lose least to rounding of those tried
-POINTS = {1: (), 3: (0, 1, -1, 2, -2), 7: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}
+POINTS = {1: (), 4: (0, 1, -1), 6: (0, 1, -1, 2, -2), 8: (0, 1, -1, 2, -2, 1 / 2, -1 / 2),  # by the number of inputs; and infinity
+          10: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}  # these lose least to rounding of those tried
 
 
-def transforms(taps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of inputs (n, n), kernel (n, taps) and outputs (m, n), in float64: output @ ((kernel @ k) * (input @ x)) is k filtering x, for n = m + taps - 1
-    inputs and m = 4 outputs. One tap: nothing to transform, n = m = 1."""
-    n = len(POINTS[taps]) + 1
-    powers = lambda k: np.vstack([np.vander(POINTS[taps], k, increasing=True), np.eye(k)[-1:]])  # (n, k): of each point, and of infinity
+def transforms(taps: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For m outputs and n = m + taps - 1 inputs, those of inputs (n, n), kernel (n, taps) and outputs (m, n), in float64: output @ ((kernel @ k) *
+    (input @ x)) is k filtering x."""
+    n = outputs + taps - 1
+    powers = lambda k: np.vstack([np.vander(POINTS[n], k, increasing=True), np.eye(k)[-1:]])  # (n, k): of each point, and of infinity
     inputs = np.linalg.inv(powers(n)).T
     scale = np.append(inputs[:-1, n - 2], 1)[:, None]  # makes its polynomials monic
-    return tuple(torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in (inputs / scale, powers(taps) * scale, powers(n + 1 - taps).T))
-
-
-class Sums:
-    """k sums of each of B sets of n rows: gathers and transforms in one pass that stores nothing between. rows: (B, n) long, `missing` and above
-    where there is nothing to take (0 times row 0: values are finite); factors of the rows: (k, B, n), or what is broadcast to it."""
-
-    def __init__(self, rows: Tensor, factors: Tensor, missing: int):
-        there = rows < missing
-        factors = factors * there
-        self.rows, self.factors = torch.where(there, rows, 0).int().expand(factors.shape).flatten(), factors.flatten()
-        self.first = torch.arange(0, factors.numel(), rows.shape[1], dtype=torch.int32, device=rows.device)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """(R, C) to (k B, C)."""
-        return torch.embedding_bag(values, self.rows, self.first, per_sample_weights=self.factors)[0]
+    return tuple(torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in (inputs / scale, powers(taps) * scale, powers(outputs).T))
 
 
 @lru_cache
-def filters(kernel: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """`transforms` of both axes of a kernel in one."""
-    return tuple(torch.kron(*pair).to(dtype) for pair in zip(*map(transforms, kernel)))
+def filters(kernel: tuple[int, int], dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """`transforms` of both axes of a kernel in one, for tiles of each of SIZES."""
+    across, along = _axes(kernel)
+    pairs = [(transforms(across, SIZES[0] if across > 1 else 1), transforms(along, size)) for size in SIZES]
+    return [tuple(torch.kron(*matrices).to(dtype) for matrices in zip(*pair)) for pair in pairs]
+
+
+def _axes(kernel: tuple[int, int]) -> tuple[int, int]:
+    """Taps across a line and along it."""
+    return sorted(kernel) if 1 in kernel else kernel
+
+
+class Sums:
+    """Sums of rows with factors: gathers and transforms in one pass that stores nothing between. parts: for k sums of each of B sets of n rows, rows
+    (B, n) long, `missing` and above where there is nothing to take (0 times row 0: values are finite), and factors (k, B, n), or what is broadcast
+    to it."""
+
+    def __init__(self, parts: list[tuple[Tensor, Tensor]], missing: int):
+        kept = [(torch.where(rows < missing, rows, 0), factors * (rows < missing)) for rows, factors in parts]
+        self.rows = torch.cat([rows.int().expand(factors.shape).flatten() for rows, factors in kept])
+        self.factors = torch.cat([factors.flatten() for _, factors in kept])
+        lengths = torch.cat([rows.new_full((factors.shape[:-1].numel(),), factors.shape[-1], dtype=torch.int32) for rows, factors in kept])
+        self.first = lengths.cumsum(0, dtype=torch.int32) - lengths
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(R, C) to (k B of the first part, then those of the others, C)."""
+        return torch.embedding_bag(values, self.rows, self.first, per_sample_weights=self.factors)[0]
 
 
 def suits(weight: Tensor) -> bool:
@@ -59,10 +70,14 @@ def suits(weight: Tensor) -> bool:
     return known and min(weight.shape[:2]) >= WIDE.get(tuple(weight.shape[2:]), math.inf)
 
 
+def kernel_transform(weight: Tensor) -> Tensor:
+    """(n, kh kw), for tiles of each of SIZES one behind the other."""
+    return torch.cat([taps for _, taps, _ in filters(tuple(weight.shape[2:]), weight.dtype)])
+
+
 def transformed(weight: Tensor) -> Tensor:
     """(O, C, kh, kw) to (n, O, C)."""
-    _, taps, _ = filters(tuple(weight.shape[2:]), weight.dtype)
-    return (taps @ weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)).view(-1, *weight.shape[:2])
+    return (kernel_transform(weight) @ weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)).view(-1, *weight.shape[:2])
 
 
 def cells_around(mask: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
@@ -97,31 +112,46 @@ def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple
     if kernel[1] == 1:
         pixels, kernel, dilation = pixels.transpose(0, 2, 1), kernel[::-1], dilation[::-1]
     (ky, kx), (dy, dx), (_, h, w) = kernel, dilation, pixels.shape
-    n = TILE + ky - 1 if ky > 1 else 1
+    n = SIZES[0] + ky - 1 if ky > 1 else 1
     each, length = (n - ky + 1) * dy, -(-w // dx)
     bands = -(-h // each)
-    margins = (0, 0), (ky // 2 * dy, bands * each + ky // 2 * dy - h), (kx // 2 * dx, (length + kx // 2 + TILE) * dx - w)
+    margins = (0, 0), (ky // 2 * dy, bands * each + ky // 2 * dy - h), (kx // 2 * dx, (length + kx // 2 + SIZES[0]) * dx - w)
     y = np.arange(n)[:, None] * dy + (np.arange(bands)[:, None] * each + np.arange(dy)).ravel()
-    x = np.arange(dx)[:, None] + np.arange(length + kx - 1 + TILE) * dx
+    x = np.arange(dx)[:, None] + np.arange(length + kx - 1 + SIZES[0]) * dx
     found = np.pad(pixels, margins, constant_values=pixels.size)[:, y[:, :, None, None], x].swapaxes(0, 1)
     return found.reshape(n, -1, x.shape[1])
 
 
+@dataclass
+class _Tiles:
+    """T tiles of one size. reads: (n, T) rows of their inputs; computes: (m, T) rows of their outputs, or missing; the transforms of both."""
+    reads: np.ndarray
+    computes: np.ndarray
+    inputs: Tensor
+    outputs: Tensor
+
+
 class Tiles:
-    """The T tiles of a region, which read `reads` (itself, or its Ring), of m outputs and n inputs each. Along a line a tile begins where a run of
-    active pixels begins, and at every fourth pixel of the run."""
+    """The tiles of a region, which read `reads` (itself, or its Ring); n is the sum over both sizes of what is below, N of n T."""
 
     def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype):
-        self.missing, self.pixels, self.rows, (self.inputs, self.taps, self.outputs) = reads.rows, len(region), region.rows, filters(kernel, dtype)
-        across, along = sorted(kernel) if 1 in kernel else kernel  # taps
-        self.lines, self.along = np.append(reads.slots().numpy(), reads.rows)[_lines(tuple(region.mask.shape), kernel, dilation)], along
-        self.inside = self.lines[across // 2:len(self.lines) - across // 2, :, along // 2:-(along // 2 + TILE)]
-        active = (self.inside < self.pixels).any(0)
-        first, x = active.copy(), np.arange(active.shape[1])
+        self.missing, self.rows, (across, along) = reads.rows, region.rows, _axes(kernel)
+        lines = np.append(reads.slots().numpy(), reads.rows)[_lines(tuple(region.mask.shape), kernel, dilation)]
+        inside = lines[across // 2:len(lines) - across // 2, :, along // 2:-(along // 2)]
+        active, x = (inside < len(region)).any(0), np.arange(inside.shape[2])
+        first, follow = active.copy(), np.zeros_like(active)
         first[:, 1:] &= ~active[:, :-1]
-        self.step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % TILE
-        self.begins = active & (self.step == 0)
-        self.count = int(self.begins.sum())
+        follow[:, :-2] = active[:, 1:-1] & active[:, 2:]
+        step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % SIZES[0]
+        begins = active & (step == 0)
+        self.sized = []
+        for size, begin, (inputs, _, outputs) in zip(SIZES, (begins & follow, begins & ~follow), filters(kernel, dtype)):
+            line, start = begin.nonzero()
+            at = start + np.arange(size)[:, None]
+            computes = np.where((step[line, at] == at - start) & (inside[:, line, at] < len(region)), inside[:, line, at], region.rows)
+            taken = lines[:, line, start + np.arange(size + along - 1)[:, None]]
+            self.sized.append(_Tiles(taken.reshape(len(inputs), len(line)), computes.reshape(len(outputs), len(line)), inputs, outputs))
+        self.products = sum(tiles.reads.size for tiles in self.sized)
 
     @classmethod
     def of(cls, region: Region, kernel: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype, ring: Ring | None = None) -> "Tiles | None":
@@ -129,44 +159,44 @@ class Tiles:
         need more."""
         reads = region if ring is None else ring
         tiles = reads.once(("tiles", kernel, dilation, dtype), lambda: cls(region, reads, kernel, dilation, dtype))
-        return tiles if tiles.count * len(tiles.inputs) <= PAYS * math.prod(kernel) * region.rows else None
-
-    def filter(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """(R, C) and (n, C, O) to (R, O), zeros behind P."""
-        return self.scatter(torch.bmm(self.read(rows), weight).flatten(0, 1))
-
-    def read(self, rows: Tensor) -> Tensor:
-        """(R, C) to the transformed inputs (n, T, C)."""
-        return self.gather(rows).view(len(self.inputs), self.count, rows.shape[1])
+        return tiles if tiles.products <= PAYS * math.prod(kernel) * region.rows else None
 
     @cached_property
     def gather(self) -> Sums:
-        """From rows (R, C) to the transformed inputs (n T, C)."""
-        line, start = self.begins.nonzero()
-        taken = self.lines[:, line, start + np.arange(TILE + self.along - 1)[:, None]].reshape(len(self.inputs), self.count)
-        return Sums(torch.from_numpy(taken).t(), self.inputs[:, None], self.missing)
-
-    @cached_property
-    def place(self) -> np.ndarray:
-        """(P,): the output of each pixel, as m numbers a tile."""
-        place = np.zeros(self.rows + 1, dtype=np.int64)
-        tile = self.begins.cumsum().reshape(self.step.shape) - 1
-        place[np.minimum(self.inside, self.rows)] = tile * len(self.outputs) + np.arange(len(self.inside))[:, None, None] * TILE + self.step
-        return place[:self.pixels]
+        """From rows (R, C) to the transformed inputs (N, C)."""
+        return Sums([(torch.from_numpy(tiles.reads).t(), tiles.inputs[:, None]) for tiles in self.sized], self.missing)
 
     @cached_property
     def scatter(self) -> Sums:
-        """From products (n T, O) to the outputs (R, O)."""
-        m, n = self.outputs.shape
-        place = torch.from_numpy(np.pad(self.place, (0, self.rows - self.pixels), constant_values=m * n * self.count))
-        return Sums(place[:, None] // m + torch.arange(n) * self.count, self.outputs[place % m], n * self.count)
+        """From products (N, O) to the outputs (R, O), zeros behind P."""
+        n, begin = len(self.sized[0].inputs), 0
+        (first, apart, output), outputs = np.zeros((3, self.rows + 1), dtype=np.int32), [torch.zeros(1, n, dtype=self.sized[0].outputs.dtype)]
+        for tiles in self.sized:  # of each row its first product, how far the others are apart, and its row of outputs
+            first[tiles.computes], apart[tiles.computes] = begin + np.arange(tiles.reads.shape[1]), tiles.reads.shape[1]
+            output[tiles.computes] = sum(map(len, outputs)) + np.arange(len(tiles.outputs))[:, None]
+            outputs.append(F.pad(tiles.outputs, (0, n - len(tiles.inputs))))
+            begin += tiles.reads.size
+        first, apart, output = (torch.from_numpy(values[:-1]) for values in (first, apart, output))
+        rows = first[:, None] + apart[:, None] * torch.arange(n, dtype=torch.int32)
+        return Sums([(rows, torch.cat(outputs).index_select(0, output))], self.products)
 
     @cached_property
     def spread(self) -> Sums:
-        """Of `scatter` the transpose: from gradients of outputs (R, O) to those of products (n T, O)."""
-        taken = np.full(self.count * len(self.outputs), self.rows)
-        taken[self.place] = np.arange(self.pixels)
-        return Sums(torch.from_numpy(taken).view(self.count, len(self.outputs)), self.outputs.t()[:, None], self.rows)
+        """Of `scatter` the transpose: from gradients of outputs (R, O) to those of products (N, O)."""
+        return Sums([(torch.from_numpy(tiles.computes).t(), tiles.outputs.t()[:, None]) for tiles in self.sized], self.rows)
+
+    def parts(self, *values: Tensor):
+        """Of each size its part (n, T, C) of values (N, C)."""
+        split = [value.split([tiles.reads.size for tiles in self.sized]) for value in values]
+        return [[part.view(*tiles.reads.shape, part.shape[1]) for part in parts] for tiles, *parts in zip(self.sized, *split)]
+
+    def filter(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """(R, C) and (n, C, O) to (R, O), zeros behind P."""
+        inputs = self.gather(rows)
+        products = inputs.new_empty(self.products, weight.shape[2])
+        for (x, out), part in zip(self.parts(inputs, products), weight.split([len(tiles.inputs) for tiles in self.sized])):
+            torch.bmm(x, part, out=out)
+        return self.scatter(products)
 
 
 class Filtered(torch.autograd.Function):
@@ -184,7 +214,6 @@ class Filtered(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # neighbours are so mutually
             grad_rows = tiles.filter(grad, transformed(weight.flip(2, 3)))
         if ctx.needs_input_grad[1]:
-            inputs = tiles.read(rows)
-            products = torch.bmm(tiles.spread(grad).view(*inputs.shape[:2], grad.shape[1]).mT, inputs)  # (n, O, C)
-            grad_weight = (tiles.taps.t() @ products.flatten(1)).view(*weight.shape[2:], *weight.shape[:2]).permute(2, 3, 0, 1)
+            products = torch.cat([torch.bmm(g.mT, x) for g, x in tiles.parts(tiles.spread(grad), tiles.gather(rows))])  # (n, O, C)
+            grad_weight = (kernel_transform(weight).t() @ products.flatten(1)).view(*weight.shape[2:], *weight.shape[:2]).permute(2, 3, 0, 1)
         return grad_rows, grad_weight, None

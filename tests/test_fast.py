@@ -93,13 +93,25 @@ def test_winograd_is_for_cpus(model):
     assert [fast_module._worthwhile(conv) for conv in (*wide.values(), copy.deepcopy(wide["cpu"]).half())] == [True, False, False]
 
 
-@pytest.mark.parametrize("taps", winograd.POINTS)
-def test_transforms_filter(taps):
+@pytest.mark.parametrize("taps, size", [(1, 1), (3, 2), (3, 4), (7, 2), (7, 4)])
+def test_transforms_filter(taps, size):
     """Lavin and Gray's identity, in float64."""
-    inputs, kernel, outputs = winograd.transforms(taps)
+    inputs, kernel, outputs = winograd.transforms(taps, size)
     x, k = torch.randn(inputs.shape[1], dtype=torch.float64), torch.randn(taps, dtype=torch.float64)
-    assert outputs.shape == (1 if taps == 1 else winograd.TILE, len(x))
+    assert outputs.shape == (size, len(x)) == (size, size + taps - 1)
     torch.testing.assert_close(outputs @ ((kernel @ k) * (inputs @ x)), x.unfold(0, taps, 1) @ k)
+
+
+@pytest.mark.parametrize("run, long, short", [(0, 0, 0), (1, 0, 1), (2, 0, 1), (3, 1, 0), (4, 1, 0), (5, 1, 1), (7, 2, 0)])
+@pytest.mark.parametrize("kernel, dilation", [((1, 7), (1, 2)), ((3, 1), (3, 1)), ((3, 3), (1, 1))])
+def test_tiles_of_a_run(run, long, short, kernel, dilation):
+    """Four pixels of a line a tile; two where no more are left. Each pixel is computed by one tile."""
+    mask = torch.zeros(1, 24, 24, dtype=torch.bool)
+    at = 5 + torch.arange(run) * max(dilation)
+    mask[(0, at, 9) if kernel[1] == 1 else (0, 9, at)] = True
+    tiles = winograd.Tiles(region := Region(mask), region, kernel, dilation, torch.float32)
+    assert [sized.reads.shape[1] for sized in tiles.sized] == [long, short]
+    assert sorted(row for sized in tiles.sized for row in sized.computes.ravel() if row < region.rows) == list(range(run))
 
 
 @torch.no_grad()
@@ -558,4 +570,4 @@ def test_a_ring_is_what_windows_reach(model):
     mask[0, 2, 1:5] = True
     four = Region(mask, padded=True)
     tiles = [winograd.Tiles(four, reads, (1, 3), (1, 1), torch.float32) for reads in (four, winograd.Ring(four, outside, (1, 3), (1, 1)))]
-    assert tiles[0].count == tiles[1].count == 1, "cells around are read, not computed"
+    assert [[len(sized.reads.T) for sized in made.sized] for made in tiles] == [[1, 0], [1, 0]], "cells around are read, not computed"

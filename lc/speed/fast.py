@@ -200,7 +200,7 @@ class FastConv(OnRows):
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
             reads = region if ring is None else ring
             taken = reads.once(("windows", self.window), lambda: winograd.Sums(
-                reads.table(*self.window)[:region.rows].view(-1, 1), torch.ones(1, 1, 1, device=rows.device), reads.rows))
+                [(reads.table(*self.window)[:region.rows].view(-1, 1), torch.ones(1, 1, 1, device=rows.device))], reads.rows))
             rows = taken(rows).view(region.rows, math.prod(self.conv.kernel_size) * rows.shape[1])
         return self.product(rows)
 
