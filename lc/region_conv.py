@@ -16,7 +16,8 @@ The contract. Let M be the region, x the input map, y the output.
 
 The compact form writes the P pixels of the whole batch as an image of R = h w >= P pixels (1, C, h, w), channels last, i.e. an R x C matrix
 (lc.region.Region says what R is; what lies behind P is anything, and not used). On it 1x1 convolutions are the ordinary ones, as are batch norm,
-activations, sums, concatenation and dropout. Wider windows gather their neighbours through the region's table and multiply. `RegionTensor`
+activations, sums, concatenation and dropout. Wider windows gather their neighbours through the region's table and multiply, or, in training,
+are filtered (lc.winograd). `RegionTensor`
 carries the pixels through unmodified modules: a stage given a tensor is dense, given a RegionTensor it computes those pixels only.
 """
 from collections.abc import Callable
