@@ -130,10 +130,14 @@ def _tuned(p: Profile, rho: float, initial: RunConfig, **phase) -> RunConfig:
                    rho=rho, start=initial)
 
 
-def _irnet(p: Profile, initial: RunConfig) -> RunConfig:
-    last = (len(p.model.blocks),)
-    return replace(initial, phases=(Phase(p.epochs, p.lr, heads=last, freeze_bn=p.freeze_bn),
-                                    Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
+def _others(p: Profile, initial: RunConfig) -> dict[str, RunConfig]:
+    """The methods of Table 2 beside LC and the DSN, by name."""
+    last, best = (len(p.model.blocks),), _tuned(p, float(BEST_RHO), initial)
+    irnet = replace(initial, phases=(Phase(p.epochs, p.lr, heads=last, freeze_bn=p.freeze_bn),
+                                     Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
+    mc = replace(initial, rho=best.rho, phases=tuple(
+        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=best.rho, freeze_bn=p.freeze_bn) for s in (1, 2, 3)))
+    return {"dsn-dropout": replace(_tuned(p, 1.0, initial, label_dropout=True), dropout_like=best), "irnet": irnet, "mc": mc}
 
 
 def _paper(p: Profile) -> list[Experiment]:
@@ -146,15 +150,12 @@ def _paper(p: Profile) -> list[Experiment]:
         cells = (("1", "mIoU", column),) + ((("2", row, "mIoU"),) if column in ("1", BEST_RHO) else ())
         label = "dsn" if rho == 1 else f"lc-{column}"
         entries.append(Experiment(label, f"{row} at rho = {column}", _tuned(p, rho, initial), 0, cells, publish=column in ("1", BEST_RHO)))
-    rho = float(BEST_RHO)
-    best = _tuned(p, rho, initial)
-    dropout = replace(_tuned(p, 1.0, initial, label_dropout=True), dropout_like=best)
-    mc = replace(initial, rho=rho, phases=tuple(
-        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=rho, freeze_bn=p.freeze_bn) for s in (1, 2, 3)))
+    best, others = _tuned(p, float(BEST_RHO), initial), _others(p, initial)
+    methods = {"dsn-dropout": ("DSN + Dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}"),
+               "irnet": ("IRNet", "IRNet: the last head alone"),
+               "mc": ("MC", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed")}
     return [*entries,
-            Experiment("dsn-dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}", dropout, 0, (("2", "DSN + Dropout", "mIoU"),)),
-            Experiment("irnet", "IRNet: the last head alone", _irnet(p, initial), 0, (("2", "IRNet", "mIoU"),), sweep=False),
-            Experiment("mc", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed", mc, 0, (("2", "MC", "mIoU"),)),
+            *(Experiment(name, title, others[name], 0, (("2", row, "mIoU"),), sweep=name != "irnet") for name, (row, title) in methods.items()),
             *(Experiment(f"study-{study}", title, best, 0, sweep=False, study=study) for study, (_, title) in STUDIES.items())]
 
 
@@ -240,14 +241,14 @@ def _networks(p: Profile) -> list[Experiment]:
 
 
 def _seeds(p: Profile) -> list[Experiment]:
-    """Initial training, IRNet, DSN, LC, LC with a halo and LC that reads features again, from other seeds."""
+    """Initial training, the methods of Table 2, LC with a halo and LC that reads features again, from other seeds."""
     entries, rho = [], float(BEST_RHO)
     for seed in p.seeds[1:]:
         initial = _initial(p, seed)
         best = _tuned(p, rho, initial)
         runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), f"lc-{BEST_RHO}": best,
                 "lc-halo-2": replace(best, model=replace(p.model, halo=2)),
-                "lc-features": replace(best, model=replace(p.model, reading="features")), "irnet": _irnet(p, initial)}
+                "lc-features": replace(best, model=replace(p.model, reading="features")), **_others(p, initial)}
         entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, 0, sweep=False) for name, run in runs.items()]
     return entries
 
