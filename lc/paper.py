@@ -16,7 +16,7 @@ class Published(NamedTuple):
 @cache
 def all_published() -> dict[tuple[str, str, str], Published]:
     """Every published number, keyed by (table, row, column), in reading order."""
-    with open(paths.PUBLISHED, encoding="utf-8", newline="") as file:
+    with open(paths.LISTS / "published.csv", encoding="utf-8", newline="") as file:
         return {(row["table"], row["row"], row["column"]): Published(float(row["value"]) if row["value"] else None, row["place"])
                 for row in csv.DictReader(file)}
 

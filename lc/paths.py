@@ -5,8 +5,7 @@ from pathlib import Path
 from lc.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = ROOT / "results" / "published.csv"
-CHOICES = ROOT / "results" / "choices.csv"
+LISTS = ROOT / "results"  # published.csv, claims.csv and others that are of no profile
 
 
 def results(profile: str) -> Path:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lc import config, paths, records
-from lc.report import tables, verdicts
+from lc.report import claims, tables, verdicts
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig, from_dict, override
 from lc.errors import InputError
 from lc.experiments import PROFILES, catalogue
@@ -133,11 +133,28 @@ def test_tables_and_verdicts_from_records(house):
     wide = verdicts.Difference(0.1, -2, 2, 9, "val")
     assert wide.verdict(0.0, effect=False).startswith("not shown") and gain.verdict(0.0, effect=False).startswith("not:")
     sentences = verdicts.method_verdicts(ev)
-    assert len(sentences) == 3 and "+1.21" in sentences[1] and "**reproduced**" in sentences[1]
+    assert len(sentences) == 3 and "+1.21" in sentences[1] and "**reproduced**" in sentences[1] and "seeds" not in sentences[1]
     sources = tables.sources(ev)
     assert list(sources.index) == ["initial", "dsn", "lc-0.985", "irnet"] and "records/dsn-" in sources.loc["dsn", "record"]
     with pytest.raises(InputError, match="no record of camvid-lite/mc; make it with `make reproduce PROFILE=camvid-lite`"):
         ev["mc"]
+
+
+def test_means_over_seeds(house):
+    """Table 2 and its sentences have a mean where all seeds are here, and none where one is missing."""
+    for seed, shift in (("", 20), ("-seed-1", 40), ("-seed-2", 0)):
+        fake_record("camvid-lite", f"lc-0.985{seed}", shift), fake_record("camvid-lite", f"dsn{seed}", 0)
+    fake_record("camvid-lite", "mc", 0), fake_record("camvid-lite", "mc-seed-1", 0)
+    ev = tables.evidence("camvid-lite")
+    means = tables.methods(ev)[0][ev.label]["test, mean of 3 seeds"]
+    assert means["LC"] == pytest.approx(np.mean([tables.percent(ev[name], "test") for name in tables.of_seeds(ev, "lc-0.985")])) and pd.isna(means["MC"])
+    gained, mean = (verdicts.difference(ev, "lc-0.985", "dsn", "val", seeds) for seeds in (False, True))
+    assert mean.value == pytest.approx(np.mean([d[0] for d in tables.seed_gains(ev, "lc-0.985", "dsn", "val").values()])) and mean.value != gained.value
+    assert verdicts.difference(ev, "lc-0.985", "mc", seeds=True) is None
+    over_dsn, over_mc = (next(s for s in verdicts.method_verdicts(ev) if claim in s) for claim in ("(DSN).", "than a model cascade"))
+    assert f"Mean of 3 seeds: {mean}: **" in over_dsn and "seeds" not in over_mc
+    number = claims.claims(ev).set_index("claim").loc["LC is more accurate than deep supervision alone (DSN)", "number"]
+    assert f", mean of seeds {verdicts.difference(ev, 'lc-0.985', 'dsn', seeds=True).short}; paper" in number
 
 
 def test_published_addresses():

@@ -10,7 +10,6 @@ from lc.report import claims, systems, tables, verdicts, why
 from lc.report.tables import Evidence, draws, profile
 from tests.conftest import fake_record
 
-LINES = systems.listed("coverage")
 STUDY = {"variants": ["zeros", "halo 2", "everything"], "networks": ["LC", "DSN"], "miou": [0.5] * 6,
          "computed": [[1, 0.6, 0.4], [1, 0.8, 0.7], [1, 1, 1]] * 2}
 
@@ -228,10 +227,9 @@ def test_where_lc_differs(house):
 
 
 @pytest.mark.parametrize("name", ["3", "4", "5", "6", "slides"])
-def test_tables_of_systems(house, monkeypatch, name):
+def test_tables_of_systems(house, name):
     """Rows are the paper's; a run that is there is named, one that is not says so, quoted rows are marked; no system, no crash."""
     ev = evidence(dsn=0, lc_0p985=40)
-    monkeypatch.setattr(systems, "listed", lambda _: LINES)
     frame = systems.table(ev, name)[0]
     ours = frame[ev.label]["run"]
     assert list(frame.index) == list(tables.printed(name).index) and ours.notna().all()
@@ -244,9 +242,8 @@ def test_tables_of_systems(house, monkeypatch, name):
         assert list(frame[ev.label].loc["IRNet-LC multi-scale CRF", ["multi-scale", "CRF"]]) == ["yes", "yes"]
 
 
-def test_times_reach_the_tables(house, monkeypatch):
+def test_times_reach_the_tables(house):
     """Milliseconds come from the systems' file of the device; a study stands for its last variant of LC; Fig. 7a gets its outside points."""
-    monkeypatch.setattr(systems, "listed", lambda _: LINES)
     folder = house / "results" / "camvid-lite" / "bench"
     folder.mkdir(parents=True)
     for kind in ("lc-wide", "lc-wide-features", "halo-4", "features"):

@@ -3,7 +3,6 @@
 reproduced: the interval reaches the claimed size, or the count agrees. in part: the direction holds, the size does not. not: the opposite is
 seen. not shown: the interval includes zero. open: could be tested here, and is not yet. not here: needs what this place lacks.
 """
-import csv
 import json
 
 import pandas as pd
@@ -15,8 +14,8 @@ from lc.cascade import build_irnet_lc
 from lc.speed.cost import components
 from lc.paper import columns, published
 from lc.records import Record
-from lc.report.tables import (Evidence, decided_shares, difficulty_shares, interval, label_ratios, near_boundary, percent, rho_runs,
-                       speed_files, system_times, variant)
+from lc.report.tables import (Evidence, decided_shares, difference_printed, difficulty_shares, interval, label_ratios, listed, near_boundary, percent,
+                               rho_runs, speed_files, system_times, variant)
 
 BOUNDARY = 3     # pixels: how near "on a boundary" is, at most
 SHARE = 10       # points by which a share of pixels may differ
@@ -41,12 +40,6 @@ def claims(ev: Evidence) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def listed(name: str) -> list[dict]:
-    """The rows of results/<name>.csv."""
-    with open(paths.ROOT / "results" / f"{name}.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def link(page: str) -> str:
     """A page of the book as a link, empty for none."""
     return f'<a href="{page}.html">{page}</a>' if page else ""
@@ -61,14 +54,8 @@ def summary(table: pd.DataFrame) -> str:
     return " ".join(parts)
 
 
-def _claimed(text: str) -> float | None:
-    """A published number, or the difference of two: "table|row|column - table|row|column"; None where nothing is claimed."""
-    values = [published(*address.strip().split("|")).value for address in text.split(" - ")] if text else []
-    return values[0] - sum(values[1:]) if values else None
-
-
 def _judge(ev: Evidence, row: dict) -> tuple[str, str]:
-    test, claimed = row["test"], _claimed(row["claimed"])
+    test, claimed = row["test"], difference_printed(row["claimed"])
     names, *variants = row["on"].split("|")
     names = names.split()
     if test in ("open", "not here"):
@@ -123,7 +110,8 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
         said = "not shown" if found.low < claimed <= found.high else _grade(found.low >= claimed)
     else:
         said = found.verdict(1e-9 if claimed is None else claimed, test == "gain").split(":")[0]
-    return said, f"{found}" + ("" if claimed is None else f"; paper {claimed:+.2f}")
+    mean = verdicts.difference(ev, *names, seeds=True)
+    return said, f"{found}" + (f", mean of seeds {mean.short}" if mean else "") + ("" if claimed is None else f"; paper {claimed:+.2f}")
 
 
 def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:

@@ -7,9 +7,9 @@ the network itself; published, a row that is only quoted. Records that are missi
 import pandas as pd
 
 from lc import paths
-from lc.report.claims import link, listed
+from lc.report.claims import link
 from lc.experiments import BEST_RHO
-from lc.report.tables import MISSING, Evidence, gain, paper_and_ours, percent, printed, speed_files, system_times, variant, words
+from lc.report.tables import MISSING, Evidence, gain, listed, paper_and_ours, percent, printed, speed_files, system_times, variant, words
 
 LC = f"lc-{BEST_RHO}"
 QUOTED = "published row only"

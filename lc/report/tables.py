@@ -3,6 +3,7 @@
 A number of ours travels with its tier. `paper_and_ours` is the only way into a column next to the paper's; smoke runs and
 procedural data get a table of their own there.
 """
+import csv
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import pandas as pd
 from lc import metrics, paths, records
 from lc.errors import InputError
 from lc.experiments import BEST_RHO, Profile, catalogue, profile
-from lc.paper import all_published, columns
+from lc.paper import all_published, columns, published
 
 VIDEO = {"CamVid": 10}  # data sets whose images are frames of videos: frames in a block of the bootstrap
 MISSING = "not run yet"
@@ -97,6 +98,16 @@ def gain(ev: Evidence, a: str, b: str, split: str) -> np.ndarray | None:
     return draws(ev[a], f"confusions_{split}") - draws(ev[b], f"confusions_{split}")
 
 
+def of_seeds(ev: Evidence, name: str) -> list[str]:
+    """Names of a run by seed of the profile."""
+    return [name, *(f"{name}-seed-{seed}" for seed in ev.profile.seeds[1:])]
+
+
+def seed_gains(ev: Evidence, a: str, b: str, split: str) -> dict[int, np.ndarray | None]:
+    """`gain` of each seed of the profile."""
+    return {seed: gain(ev, *pair, split) for seed, *pair in zip(ev.profile.seeds, of_seeds(ev, a), of_seeds(ev, b))}
+
+
 def variant(record: records.Record, name: str) -> np.ndarray:
     """Draws of the mIoU of one variant of a study, in percent."""
     return draws(record, record.arrays["confusions"][record["study"]["variants"].index(name)])
@@ -108,6 +119,18 @@ def printed(table: str) -> pd.DataFrame:
     return cells.unstack()[list(dict.fromkeys(column for _, column in cells.index))].loc[list(dict.fromkeys(row for row, _ in cells.index))]
 
 
+def difference_printed(text: str) -> float | None:
+    """A published number, or the difference of two: "table|row|column - table|row|column"; None where nothing is claimed."""
+    values = [published(*address.strip().split("|")).value for address in text.split(" - ")] if text else []
+    return values[0] - sum(values[1:]) if values else None
+
+
+def listed(name: str) -> list[dict]:
+    """The rows of results/<name>.csv."""
+    with open(paths.LISTS / f"{name}.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def paper_and_ours(paper: pd.DataFrame, ours: pd.DataFrame, ev: Evidence, label: str = "") -> list[pd.DataFrame]:
     """What a page shows, in the paper's rows: one table where that is allowed, else the paper's and ours (the evidence's label, or this) apart."""
     frames = {"paper": paper, label or ev.label: ours.reindex(paper.index)}
@@ -115,9 +138,13 @@ def paper_and_ours(paper: pd.DataFrame, ours: pd.DataFrame, ev: Evidence, label:
 
 
 def methods(ev: Evidence) -> list[pd.DataFrame]:
-    """Table 2: mIoU of the five methods, in percent, and the epochs that each was trained in all."""
+    """Table 2: mIoU of the five methods, in percent, its mean over seeds where all are here, and the epochs that each was trained in all."""
     runs = {row: ev.records[name] for row, name in METHODS.items() if name in ev.records}
     ours = pd.DataFrame({split: {row: percent(run, split) for row, run in runs.items()} for split in ev.splits})
+    complete = {row: names for row, name in METHODS.items() if set(names := of_seeds(ev, name)) <= set(ev.records)}
+    for split in ev.splits if len(ev.profile.seeds) > 1 else ():
+        ours[f"{split}, mean of {len(ev.profile.seeds)} seeds"] = pd.Series(
+            {row: np.mean([percent(ev[name], split) for name in names]) for row, names in complete.items()}, dtype=float)
     ours["epochs"] = pd.Series({row: epochs(run["config"]) for row, run in runs.items()}).map("{:g}".format)
     return paper_and_ours(printed("2").rename(columns={"mIoU": "VOC12 val"}), ours, ev)
 

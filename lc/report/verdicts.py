@@ -7,13 +7,9 @@ import pandas as pd
 from lc.experiments import CASCADES, catalogue
 from lc.paper import published
 from lc.report import why
-from lc.report.tables import (METHODS, Evidence, decided_shares, difficulty_shares, draws, gain, interval, label_ratios, methods, near_boundary,
-                       paper_and_ours, percent, printed, rho_runs, rho_table, selection_table, speed_files, sweep_table, words)
-
-METHOD_CLAIMS = (("DSN", "IRNet", "Deep supervision alone gains little over IRNet."),
-                 ("DSN + Dropout", "DSN", "Random label dropout does not bring a significant effect."),
-                 ("MC", "IRNet", "A model cascade is far worse than IRNet."),
-                 ("LC", "DSN", "Layer cascade gains over DSN."), ("LC", "IRNet", "Layer cascade gains over IRNet."))
+from lc.report.tables import (METHODS, Evidence, decided_shares, difference_printed, difficulty_shares, draws, gain, interval, label_ratios,
+                               listed, methods, near_boundary, paper_and_ours, percent, printed, rho_runs, rho_table, seed_gains,
+                               selection_table, speed_files, sweep_table, words)
 
 SMALL = 0.5  # points of mIoU
 TIMED = {  # kind of the timing file: what is timed, as a sentence has it, and as a table has it
@@ -57,28 +53,32 @@ class Difference:
         return "reproduced" if max(abs(self.low), abs(self.high)) >= abs(claimed) else "in part: the direction holds, the size does not"
 
 
-def difference(ev: Evidence, a: str, b: str, split: str = "") -> Difference:
-    """mIoU of experiment a less that of b, on a split or (by default) on test where there is one."""
+def difference(ev: Evidence, a: str, b: str, split: str = "", seeds: bool = False) -> Difference | None:
+    """mIoU of experiment a less that of b, on a split or (by default) on test where there is one. seeds: the mean over all seeds of the profile;
+    None if it has one, or one is missing."""
     split = split or ev.splits[-1]
-    images = len(ev[a].arrays[f"confusions_{split}"])
-    ev[b]  # its error, if it is missing
-    return Difference(*interval(gain(ev, a, b, split)), images, split)
+    images = len((ev[a], ev[b])[0].arrays[f"confusions_{split}"])  # its error, if one is missing
+    drawn = [*seed_gains(ev, a, b, split).values()] if seeds else [gain(ev, a, b, split)]
+    if len(drawn) == seeds or any(one is None for one in drawn):
+        return None
+    return Difference(*interval(np.mean(drawn, axis=0)), images, split)
 
 
-def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str) -> str:
-    """One sentence: the claim, the paper's number, ours with its interval on both splits, and what follows."""
+def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str, effect: bool = True) -> str:
+    """A sentence or two: the claim, the paper's number, ours with its interval on both splits, and what follows; then their mean over seeds."""
     if ev.profile.tier == "smoke":
         return f"*{claim}* This is a smoke run, which only shows that the page works: no verdict."
-    found = [difference(ev, a, b, split) for split in ev.splits]
-    return (f"*{claim}* The paper: {claimed:+.2f} points (VOC12 val). Ours, {ev.label}: "
-            + "; ".join(f"{d}: **{d.verdict(claimed, effect=a != METHODS['DSN + Dropout'])}**" for d in found) + ".")
+    judged = lambda found: "; ".join(f"{d}: **{d.verdict(claimed, effect)}**" for d in found) + "."
+    means = [mean for split in ev.splits if (mean := difference(ev, a, b, split, seeds=True))]
+    return (f"*{claim}* The paper: {claimed:+.2f} points (VOC12 val). Ours, {ev.label}: {judged(difference(ev, a, b, split) for split in ev.splits)}"
+            + (f" Mean of {len(ev.profile.seeds)} seeds: {judged(means)}" if means else ""))
 
 
 def method_verdicts(ev: Evidence) -> list[str]:
-    """The claims of Table 2 as sentences."""
-    miou = printed("2")["mIoU"]
-    return [verdict(ev, METHODS[a], METHODS[b], miou[a] - miou[b], claim) for a, b, claim in METHOD_CLAIMS
-            if {METHODS[a], METHODS[b]} <= set(ev.records)]
+    """The claims of Table 2 (results/claims.csv) as sentences."""
+    rows = [(row, row["on"].split()) for row in listed("claims") if row["page"] == "methods"]
+    return [verdict(ev, *runs, difference_printed(row["claimed"]), f"{row['claim']}.", row["test"] == "gain") for row, runs in rows
+            if set(runs) <= set(ev.records)]
 
 
 def rho_verdicts(ev: Evidence) -> list[str]:
@@ -167,9 +167,11 @@ def answers(ev: Evidence) -> list[str]:
     miou, parts, kinds = printed("2")["mIoU"], [], set()
     for other in ("DSN", "IRNet"):
         claimed = miou["LC"] - miou[other]
-        found = [difference(ev, METHODS["LC"], METHODS[other], split) for split in ev.splits]
+        means = [difference(ev, METHODS["LC"], METHODS[other], split, seeds=True) for split in ev.splits]
+        found = means if None not in means else [difference(ev, METHODS["LC"], METHODS[other], split) for split in ev.splits]
         kinds |= {d.verdict(claimed).split(":")[0] for d in found}
-        parts.append(f"LC - {other}: {', '.join(f'{d.short} ({d.split})' for d in found)}; paper: {claimed:+.2f}")
+        of = "" if found is not means else f", mean of {len(ev.profile.seeds)} seeds"
+        parts.append(f"LC - {other}{of}: {', '.join(f'{d.short} ({d.split})' for d in found)}; paper: {claimed:+.2f}")
     short = {"reproduced": "Yes", "in part": "In direction, not in size", "not": "No, LC is less accurate here", "not shown": "Not shown"}
     word = short[kinds.pop()] if len(kinds) == 1 else "Not throughout"
     return [f"**Did the accuracy gain hold? {word}.** {ev.label}. {'. '.join(parts)}.", *speed_answer(ev), _scope(ev)]
@@ -263,18 +265,16 @@ def _scope(ev: Evidence) -> str:
 def gains(ev: Evidence) -> list[pd.DataFrame]:
     """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals: of the first seed, of the mean over seeds, of the runs
     with larger images, a wider network and both, where they are here."""
-    miou, paper, ours = printed("2")["mIoU"], {}, {}
-    for other in ("DSN", "IRNet"):
-        paper[f"LC - {other}"] = f"{miou['LC'] - miou[other]:+.2f}"
-        ours[f"LC - {other}"] = {s: words(gain(ev, METHODS["LC"], METHODS[other], s)) for s in ev.splits}
-        mean = why.seeds(ev).loc[f"{METHODS['LC']} over {METHODS[other]}"]
-        if (mean["seeds"] > 1).all():
-            apart = " and ".join(mean["apart"])
-            ours[f"LC - {other}, mean of {mean['seeds'].iloc[0]} seeds ({apart} apart)"] = dict(mean["mean"])
+    miou, over, ours = printed("2")["mIoU"], why.seeds(ev), {}
+    paper = {f"LC - {other}": f"{miou['LC'] - miou[other]:+.2f}" for other in ("DSN", "IRNet")}
+    pairs = {f"LC - {other}": (METHODS["LC"], METHODS[other]) for other in ("DSN", "IRNet")}
     for lc, dsn in ((f"lc-{name}", f"dsn-{name}") for name in ("large", "wide", "large-wide")):
         if {lc, dsn} <= set(ev.records):
-            head = f"{'x'.join(map(str, ev[lc]['data']['size']))}, {ev[lc]['parameters'] / 1e6:.2f} M parameters"
-            ours[f"LC - DSN, {head}"] = {split: words(gain(ev, lc, dsn, split)) for split in ev.splits}
+            pairs[f"LC - DSN, {'x'.join(map(str, ev[lc]['data']['size']))}, {ev[lc]['parameters'] / 1e6:.2f} M parameters"] = lc, dsn
+    for head, (a, b) in pairs.items():
+        ours[head] = {split: words(gain(ev, a, b, split)) for split in ev.splits}
+        if (name := f"{a} over {b}") in over.index and ((mean := over.loc[name])["seeds"] > 1).all():
+            ours[f"{head}, mean of {mean['seeds'].iloc[0]} seeds ({' and '.join(mean['apart'])} apart)"] = dict(mean["mean"])
     rows = pd.DataFrame({"VOC12 val": paper}).reindex([*ours])
     return paper_and_ours(rows, pd.DataFrame(ours).T, ev)
 
@@ -301,7 +301,8 @@ def readme_block(ev: Evidence) -> str:
     for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups(ev)), ("At equal accuracy", fastest_equal(ev)),
                          ("Table 2, mIoU", methods(ev)), ("Table 1, by rho, percent", rho_table(ev))):
         for frame in shown:
-            heads = [title, *(" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns)]
+            columns = [" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns]
+            heads = [title + f"; ours: {ev.label}" * any(ev.label in column for column in columns), *(c.replace(ev.label, "ours") for c in columns)]
             rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
                     for index, row in zip(frame.index, frame.to_numpy(dtype=object))]
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))

@@ -13,7 +13,7 @@ from lc.speed import cost
 from lc.cascade import build_irnet_lc
 from lc.experiments import EVERYWHERE, HALOS, catalogue
 from lc.studies import OUTSIDE
-from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, percent, variant, words
+from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, percent, seed_gains, variant, words
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
@@ -164,11 +164,14 @@ def border(ev: Evidence) -> pd.DataFrame:
 
 
 def seeds(ev: Evidence) -> pd.DataFrame:
-    """Gains of LC, plain, with a halo and reading features, over DSN and IRNet: per seed and their mean, on both splits; intervals over images."""
+    """Gains of LC, plain, with a halo and reading features, over DSN and IRNet, of the other methods of Table 2, and of LC with twice the width: per
+    seed and their mean, on both splits; intervals over images."""
+    others = ("LC", "MC"), ("LC", "DSN + Dropout"), ("DSN + Dropout", "DSN"), ("MC", "IRNet"), ("DSN", "IRNet")
+    pairs = [(lc, control) for lc in (LC, HALO, "lc-features") for control in (DSN, IRNET)]
     rows = {}
-    for a, b in ((LC, DSN), (LC, IRNET), (HALO, DSN), (HALO, IRNET), ("lc-features", DSN), ("lc-features", IRNET), (DSN, IRNET)):
+    for a, b in [*pairs, *((METHODS[a], METHODS[b]) for a, b in others), ("lc-wide", "dsn-wide")]:
         for split in ev.splits:
-            found = {seed: gain(ev, *(n if seed == ev.profile.seeds[0] else f"{n}-seed-{seed}" for n in (a, b)), split) for seed in ev.profile.seeds}
+            found = seed_gains(ev, a, b, split)
             there = [drawn for drawn in found.values() if drawn is not None]
             rows[f"{a} over {b}", split] = {**{f"seed {seed}": words(drawn) for seed, drawn in found.items()}, "seeds": len(there),
                                             "mean": words(np.mean(there, axis=0)) if there else MISSING,
