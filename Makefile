@@ -13,6 +13,7 @@ READY := .venv/.ready
 LC := $(PY) -m lc
 CODE := $(wildcard lc/*.py lc/*/*.py results/*.csv)
 CHAPTERS := $(basename $(notdir $(wildcard book/*.ipynb)))
+WITH_RHO := $(basename $(notdir $(shell grep -l '"rho: float' book/*.ipynb)))
 # the newest committed real evidence, best first
 EVIDENCE := $(firstword $(foreach p,voc12 cityscapes camvid camvid-lite,$(if $(wildcard results/$(p)/runs/*.json),$(p))))
 # these targets work on one profile; the others may do without
@@ -33,8 +34,9 @@ reproduce: python-fits ## everything: set-up, data, missing runs, book   [PROFIL
 book: $(READY) ## render the committed evidence, train nothing   [PROFILE=...]
 	@$(MAKE) -s -j 2 pages PROFILE=$(or $(PROFILE),$(EVIDENCE))
 
-notebook: $(READY) ## rerun one chapter with another threshold: NB=rho RHO=0.97   [PROFILE=...]
-	@test -n "$(NB)" || { echo "make notebook needs NB=<name>, one of: $(CHAPTERS)"; exit 2; }
+notebook: $(READY) ## rerun one chapter, some with another threshold: NB=rho RHO=0.97   [PROFILE=...]
+	@test -f "book/$(NB).ipynb" || { echo "make notebook needs NB=<name>, one of: $(CHAPTERS)"; exit 2; }
+	@test -z "$(RHO)" || test -n "$(filter $(NB),$(WITH_RHO))" || { echo "$(NB) has no RHO; chapters that have: $(WITH_RHO)"; exit 2; }
 	@$(if $(RHO),$(MAKE) -s data PROFILE=$(or $(PROFILE),$(EVIDENCE)))
 	@$(LC) notebook $(NB) --set profile=$(or $(PROFILE),$(EVIDENCE)) $(if $(RHO),--set rho=$(RHO)) --html \
 	  --out build/notebook/$(NB)-$(or $(PROFILE),$(EVIDENCE))$(if $(RHO),-$(RHO)).ipynb

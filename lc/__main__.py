@@ -13,11 +13,14 @@ from lc.errors import InputError, check_rho
 SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
 LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "processes": (1, 100), "chain": (1, 100), "images": (1, 10**6),
           "halo": (0, 64), "height": (32, 8192)}  # least and greatest value of options that are numbers
-POOLED = {"region": 7, "network": 7, "networks": 5, "training": 3}  # timings that may be medians over processes: rounds of each
+POOLED = {"region": 7, "network": 7, "networks": 5, "training": 1}  # timings that may be medians over processes: rounds of each
 BENCH = {"images": (["cascade"], "validation images of a round (default: 10)"),  # options of `bench`: where each means something, and what
          "halo": (["network"], "cells computed round each region (default: 0, as in the paper)"),
          "reading": (["network"], "what windows read outside a region, on a CPU (default: zeros)"),
          "chain": (["region"], "blocks on one region (default: as many as IRNet has, 10 of IRNet-B and 5 of IRNet-C)"),
+         "experiment": (["cascade"], f"the trained cascade (default: lc-{experiments.BEST_RHO})"),
+         "profile": (["cascade", "loader", "systems"], "whose data and runs (default: voc12 with a GPU, shapes without)"),
+         "data": (["cascade", "loader"], "folder of the data sets (default: $LC_DATA, else data/)"),
          "processes": ([*POOLED], "processes whose medians are taken (default: 5; with a GPU 1)")}
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
 
@@ -93,8 +96,7 @@ def run(args) -> None:
         print(f"{name}: no run is missing")
         return
     from lc.speed import bench, trained
-    device = _device(args.device)
-    profile = experiments.profile(name)
+    device, profile = _device(args.device), experiments.profile(name)
     print(f"device: {machine.device_name(device)}; data set: {profile.data.name}, looked for under {paths.data_root(args.data)}")
     if device.type == "cpu" and "GPU" in profile.made_for:
         print(f"{name} is made for {profile.made_for}: minutes below are a GPU's, this device needs far longer")
@@ -122,13 +124,13 @@ def train(args) -> None:
     name, _ = experiments.chosen_profile(args.profile)
     entry = experiments.experiment(name, args.experiment)
     settings = config.override(entry.run, args.set)
-    out = args.out or paths.build(name) / "train" / records.stem(args.experiment, settings)
+    out = paths.folder(args.out or paths.build(name) / "train" / records.stem(args.experiment, settings))
     data, val = (SegmentationSet(settings.data, split, args.data) for split in ("train", "val"))
     device = _device(args.device)
     runs.run_all(runs.with_needed([replace(entry, run=settings, study="")])[:-1], args.data, device, args.workers)
-    trainer = Trainer(settings, data, val, out, device, *runs.begins_with(settings), args.workers)
-    model = trainer.fit()
-    save_weights(model, out / "weights.safetensors")
+    with machine.alone_in(out):
+        model = Trainer(settings, data, val, out, device, *runs.begins_with(settings), args.workers).fit()
+        save_weights(model, out / "weights.safetensors")
     print(f"val mIoU {evaluate(model, val, settings.rho).miou:.4f} at rho = {settings.rho:g}; weights, history and state in {out}")
 
 
@@ -142,12 +144,13 @@ def bench(args) -> None:
             raise InputError(f"--{option} {value} is for `bench {'`, `bench '.join(kinds)}`, got `bench {args.kind}`"
                              + "; a trained cascade has its own: --experiment lc-halo-4" * (kinds == ["network"]))
     from lc.speed import bench as timing, timing as times, trained
+    times.check(args.json)
     device, (name, _) = _device(args.device, timing=True), experiments.chosen_profile(args.profile)
     chosen = {key: value for key in ("repeats", "images", "halo", "reading", "chain") if (value := getattr(args, key))}
     processes = 1 if args.part or args.kind not in POOLED else args.processes or (5 if device.type == "cpu" else 1)
     if args.part:  # what its rounds differ by is nothing to refuse: the pool says whether processes agree
         times.NOISY = float("inf")
-    call = {"cascade": lambda: trained.run(name, args.experiment, args.data, device, target=args.json, **chosen),
+    call = {"cascade": lambda: trained.run(name, args.experiment or f"lc-{experiments.BEST_RHO}", args.data, device, target=args.json, **chosen),
             "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
             "networks": lambda: timing.network(args.json, device, names=timing.OTHERS, **chosen),
             "systems": lambda: timing.systems(name, args.json, device, **chosen)}
@@ -178,8 +181,7 @@ def export(args) -> None:
     """Write predictions as the evaluation server of VOC (comp6) or Cityscapes takes them."""
     from lc import export as exporter, runs
     from lc.data import SegmentationSet
-    form = exporter.FORMATS[args.format]
-    name = args.profile or form.data
+    form, name = exporter.FORMATS[args.format], args.profile or exporter.FORMATS[args.format].data
     run, rho = experiments.experiment(name, args.experiment).run, _rho(args)
     if run.data.name != form.data:
         raise InputError(f"format {args.format} is for {form.data}, profile {name} has {run.data.name}; give a --profile with that data")
@@ -230,8 +232,7 @@ def notebook(args) -> None:
     from lc.report import pages
     print(pages.execute(args.name, dict(setting.partition("=")[::2] for setting in args.set), args.out))
     if args.html:
-        print(pages.to_html(args.out))
-        print("\n".join(pages.answers(args.out)))
+        print(pages.to_html(args.out), *pages.answers(args.out), sep="\n")
 
 
 def stage(args) -> None:
@@ -249,8 +250,7 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=call.__doc__.split("\n")[0], description=call.__doc__)
         sub.set_defaults(call=call)
         workers = min(16, machine.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
-        usual = {predict: SHOWN, video: SHOWN, table: SHOWN, list_: "all", export: "the format's",
-                 stage: "none"}.get(call, "voc12 with a GPU, shapes without")
+        usual = {predict: SHOWN, video: SHOWN, table: SHOWN, list_: "all", export: "the format's"}.get(call, "voc12 with a GPU, shapes without")
         shared = {"profile": dict(help=f"one of {', '.join(experiments.PROFILES)} (default: {usual})"),
                   "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
                   "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),
@@ -272,10 +272,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("experiment")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
-    sub = add("bench", bench, "profile", "data", "device", "experiment")
+    sub = add("bench", bench, "device")
     sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", *POOLED, "loader", "systems", "poster"))
     for option, (kinds, meaning) in BENCH.items():
-        values = {"choices": ["features"]} if option == "reading" else {"type": int}
+        values = {"reading": {"choices": ["features"]}, "experiment": {}, "profile": {}, "data": {}}.get(option, {"type": int})
         sub.add_argument(f"--{option}", help=f"of `{'`, `'.join(kinds)}`: {meaning}", **values)
     sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 3 to 15, by kind)")
     sub.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one process of several
@@ -297,7 +297,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--html", action="store_true", help="also write a page, and print the answer")
-    add("stage", stage, "profile")
+    add("stage", stage).add_argument("--profile", required=True)
     return top
 
 

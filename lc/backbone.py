@@ -10,6 +10,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from lc.errors import InputError
+
 Kernel = int | tuple[int, int]
 RESIDUAL_SCALE = {"irnet_a": 0.17, "irnet_b": 0.10, "irnet_c": 0.20}
 
@@ -104,7 +106,7 @@ def cut_stages(components: OrderedDict[str, nn.Module], cut: tuple[int, ...]) ->
     """
     items, edges = list(components.items()), (0, *cut, len(components))
     if any(low >= high for low, high in zip(edges, edges[1:])):
-        raise ValueError(f"cut must rise strictly between 0 and {len(components)}, got {cut}")
+        raise InputError(f"cut must rise strictly between 0 and {len(components)}, got {cut}")
     return [nn.Sequential(OrderedDict(items[low:high])) for low, high in zip(edges, edges[1:])]
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from lc.errors import InputError, check_rho
 
 CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "poly"), "balance": ("none", "median"), "amp": ("none", "bf16"),
-           "reading": ("zero", "dense", "features", "interpolated"), "head": ("conv", "aspp"),
+           "head_kernels": (1, 3, 5, 7), "reading": ("zero", "dense", "features", "interpolated"), "head": ("conv", "aspp"),
            "network": ("irnet", "vgg16", "resnet101", "inception_resnet_v2", "fcn8s", "segnet", "deeplab", "deeplab-v2", "dilation", "crf-rnn")}
 
-LEAST = {"batch_size": 1, "epochs": 1, "head_width": 1, "limit": 0, "halo": 0}
+ANY, TINY = float("inf"), 1e-9
+RANGES = {**dict.fromkeys(("batch_size", "epochs", "head_width", "blocks", "crop"), (1, ANY)), "heads": (1, 3), "stages": (1, 3),
+          **dict.fromkeys(("limit", "halo", "jitter", "weight_decay", "easy_weight"), (0, ANY)), "hard_above": (0, 1), "ema": (0, 1 - TINY),
+          **dict.fromkeys(("lr", "scale", "scales", "width"), (TINY, 1e3))}  # least and greatest value
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ def _changed(value):
 def from_dict(cls: type, values: dict, where: str = "") -> typing.Any:
     """Build a config dataclass from plain JSON values; unknown keys and wrong types raise InputError."""
     hints = typing.get_type_hints(cls)
+    needed = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+    if not isinstance(values, dict) or not {*needed} <= {*values}:
+        raise InputError(f"{where.removesuffix('.') or 'a run'} must be settings by name ({', '.join(needed or hints)}, ...), got {values!r}")
     for name in values:
         if name not in hints:
             raise InputError(f"unknown setting {where}{name!r}; settings here: {', '.join(hints)}")
@@ -120,18 +126,19 @@ def _convert(hint, value, where: str):
         return from_dict(hint, value, f"{where}.")
     if typing.get_origin(hint) is tuple:
         args = hint.__args__
-        if not isinstance(value, (list, tuple)) or (args[-1] is not ... and len(value) != len(args)):
+        if not isinstance(value, (list, tuple)) or not value or (args[-1] is not ... and len(value) != len(args)):
             raise InputError(f"{where} must be a list like {hint}, got {value!r}")
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint:
         raise InputError(f"{where} must be {hint.__name__}, got {value!r}")
-    name = where.rpartition(".")[2]
+    name = where.rpartition(".")[2].partition("[")[0]
     if value not in CHOICES.get(name, (value,)):
-        raise InputError(f"{where} must be one of {', '.join(CHOICES[name])}, got {value!r}")
-    if name in LEAST and value < LEAST[name]:
-        raise InputError(f"{where} must be {LEAST[name]} or more, got {value!r}")
+        raise InputError(f"{where} must be one of {', '.join(map(str, CHOICES[name]))}, got {value!r}")
+    low, high = RANGES.get(name, (-ANY, ANY))
+    if hint in (int, float) and not low <= value <= high:
+        raise InputError(f"{where} must be {f'{low:g} or more' if high == ANY else f'from {low:g} to {high:g}'}, got {value!r}")
     return check_rho(value) if where.endswith("rho") else value
 
 

@@ -160,11 +160,14 @@ def read_image(path: str | Path, mode: str | None = "RGB", upright: bool = False
     """An image file as (H, W, 3) uint8, or (mode None) the numbers it holds; InputError when it is none. upright: turned as its camera says
     (EXIF), which data sets with label files do not mean."""
     try:
-        image = ImageOps.exif_transpose(Image.open(path)) if upright else Image.open(path)
-        return np.array(image.convert(mode) if mode else image)
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file) if upright else file
+            if mode and image.mode.startswith("I;16"):  # 16 bits a pixel, which Pillow would cut off at 255
+                image = Image.fromarray((np.array(image) / 257).clip(0, 255).round().astype(np.uint8))
+            return np.array(image.convert(mode) if mode else image)
     except FileNotFoundError:
         raise InputError(f"image not found: {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise InputError(f"{path} is no image that can be read ({error}); give a PNG or JPEG file") from None
 
 

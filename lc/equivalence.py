@@ -111,7 +111,7 @@ def _arrays(tree: Path, group: list[Record], root: str | None, double: bool, cor
                                 env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(cores)})
         if answer.returncode:
             failed = next(record.experiment for record, target in zip(group, targets) if not target.exists())
-            raise InputError(f"the miniature of {failed} failed in {tree}: {answer.stderr.strip().splitlines()[-1]}")
+            raise InputError(f"the miniature of {failed} failed in {tree}: {(answer.stderr.strip() or 'killed').splitlines()[-1]}")
         return [dict(np.load(target)) for target in targets]
 
 

@@ -197,16 +197,11 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 def _larger(p: Profile) -> list[Experiment]:
     """DSN and LC on images of their own size, and with twice the channels, where the profile shrinks them."""
-    titles = {"large": "images of their own size", "wide": "twice the width"}
-    return [entry for name, run in _enlarged(p, p.seeds[0]).items() for entry in _pair(p, name, titles[name], run, LARGER)]
-
-
-def _enlarged(p: Profile, seed: int) -> dict[str, RunConfig]:
-    """Initial training with what the profile shrinks in its own size, or nearer to it."""
-    initial, train = _initial(p, seed), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
-    changes = {"large": (replace(initial, data=replace(p.data, scale=1.0), train=train), p.data.scale < 1),
-               "wide": (replace(initial, model=replace(p.model, width=2 * p.model.width)), p.model.width < 1)}
-    return {name: run for name, (run, smaller) in changes.items() if smaller and p.data.name != "shapes"}
+    initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
+    real, model = p.data.name != "shapes", replace(p.model, width=2 * p.model.width)
+    changes = {"large": ("images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), p.data.scale < 1),
+               "wide": ("twice the width", replace(initial, model=model), p.model.width < 1)}
+    return [entry for name, (title, run, smaller) in changes.items() if real and smaller for entry in _pair(p, name, title, run, LARGER)]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}) -> list[Experiment]:
@@ -246,7 +241,7 @@ def _networks(p: Profile) -> list[Experiment]:
 
 
 def _seeds(p: Profile) -> list[Experiment]:
-    """Initial training, the methods of Table 2, LC with a halo and LC that reads features again from other seeds; DSN and LC with twice the width."""
+    """Initial training, the methods of Table 2, LC with a halo and LC that reads features again, from other seeds."""
     entries, rho = [], float(BEST_RHO)
     for seed in p.seeds[1:]:
         initial = _initial(p, seed)
@@ -254,8 +249,6 @@ def _seeds(p: Profile) -> list[Experiment]:
         runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), f"lc-{BEST_RHO}": best,
                 "lc-halo-2": replace(best, model=replace(p.model, halo=2)),
                 "lc-features": replace(best, model=replace(p.model, reading="features")), **_others(p, initial)}
-        if wide := _enlarged(p, seed).get("wide"):
-            runs |= {"initial-wide": wide, "dsn-wide": _tuned(p, 1.0, wide), "lc-wide": _tuned(p, rho, wide)}
         entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, 0, sweep=False) for name, run in runs.items()]
     return entries
 

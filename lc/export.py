@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from lc import metrics
+from lc import metrics, paths
 from lc.data import SegmentationSet, Spec, read_image
 from lc.errors import InputError
 from lc.predict import predict
@@ -54,7 +54,7 @@ def unlabelled(folder: Path) -> Iterator[Sample]:
 def export(kind: str, split: str, samples: Iterable[Sample], model: nn.Module, spec: Spec, rho: float, out: Path) -> tuple[Path, float | None]:
     """(archive out/results.*, mIoU of the files in it): write each prediction at rho, read it back, pack them. mIoU: in [0, 1], counted from the
     files; None without labels."""
-    form, counts, values = FORMATS[kind], 0, spec.values()
+    form, counts, values, out = FORMATS[kind], 0, spec.values(), paths.folder(out)
     with tempfile.TemporaryDirectory() as scratch:
         for name, image, label in tqdm(samples, desc=f"export {kind}", unit="image", disable=None):
             path = Path(scratch, form.place.format(split=split, name=name))
@@ -66,6 +66,5 @@ def export(kind: str, split: str, samples: Iterable[Sample], model: nn.Module, s
                 raise RuntimeError(f"{path} does not hold what was written")
             if label is not None:
                 counts = counts + metrics.confusion(label, found, len(spec.names))
-        out.mkdir(parents=True, exist_ok=True)
         archive = shutil.make_archive(str(out / "results"), form.pack, scratch, "results")
     return Path(archive), float(metrics.miou(counts)) if np.ndim(counts) else None

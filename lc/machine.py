@@ -3,8 +3,10 @@ import ctypes
 import os
 import shutil
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from lc.errors import InputError
 
 
 def threads() -> int:
@@ -36,6 +38,20 @@ def keep_memory() -> None:
     with suppress(OSError, AttributeError):
         for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
             ctypes.CDLL("libc.so.6").mallopt(option, value)
+
+
+@contextmanager
+def alone_in(folder: Path):
+    """Within the block no other process is in it; InputError if one is."""
+    import fcntl  # not on Windows
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(at, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(f"another process is at work in {folder}; wait for it, and call again") from None
+    finally:
+        os.close(at)
 
 
 def end_with_parent() -> None:

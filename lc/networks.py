@@ -7,10 +7,12 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.vgg import VGG, cfgs
 from torch import Tensor, nn
@@ -50,8 +52,11 @@ def _timm(name: str, weights: str, **settings) -> nn.Module:
         raise InputError(f"ImageNet weights of {name} could not be fetched ({error}); fetch them elsewhere and give the file "
                          "(model.weights=FILE)") from None
     if weights not in ("", "imagenet"):
-        state = load_file(weights) if weights.endswith(".safetensors") else torch.load(weights, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
+        try:
+            network.load_state_dict(load_file(weights) if weights.endswith(".safetensors") else torch.load(weights, "cpu", weights_only=True))
+        except (OSError, RuntimeError, SafetensorError, UnpicklingError, TypeError) as error:
+            raise InputError(f"weights {weights} are none of timm's {name} ({str(error).strip().splitlines()[0]}); give a file that it can "
+                             "load") from None
     return network
 
 

@@ -106,7 +106,9 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
         files = sorted(file for file in source.iterdir() if file.suffix.lower() in FRAMES)
         if not files:
             raise InputError(f"no frames in {source}: none of its files ends in {', '.join(FRAMES)}")
-        return len(files), ((file.stem, read_image(file)) for file in files)
+        if len({file.stem for file in files}) < len(files):
+            raise InputError(f"two frames in {source} share a name but for its ending, and their pictures would too; rename one")
+        return len(files), ((file.stem, read_image(file, upright=True)) for file in files)
     paths.need(source, "video", "give a folder of frames, or a video file")
     try:
         import av
@@ -141,6 +143,8 @@ def video(source: Path, out: Path, model: nn.Module, spec: Spec, rho: float, tar
     """Write <frame>.png, labels beside stages, for every frame at rho, or at the rho that `pick_rho` finds on the first frames for a
     target in frames per second; prints the frames per second of the dense network and of the cascade."""
     (count, stream), out = frames(source), paths.folder(out)
+    if out.samefile(source):
+        raise InputError(f"--out {out} is the folder of the frames, which would be overwritten; give another one")
     first = list(itertools.islice(stream, PROBE))
     if not first:
         raise InputError(f"{source} holds no frame")

@@ -243,9 +243,9 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
 def _max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False) -> RegionTensor:
     kernel, dilation = _pair(kernel_size), _pair(dilation)
     same = tuple(d * (k // 2) for k, d in zip(kernel, dilation))
-    if _pair(stride or kernel) != (1, 1) or _pair(padding) != same or return_indices:
-        raise ValueError(f"max pooling on a region keeps the grid: stride 1 and padding {same}; got stride {stride}, "
-                         f"padding {padding}. Cut the stage after this layer")
+    if _pair(stride or kernel) != (1, 1) or _pair(padding) != same or return_indices or not all(k % 2 for k in kernel):
+        raise ValueError(f"max pooling on a region keeps the grid: stride 1, odd kernel, padding {same}; got kernel {kernel}, "
+                         f"stride {stride}, padding {padding}. Cut the stage after this layer")
     return region_max_pool2d(input, kernel, dilation)
 
 
@@ -267,12 +267,15 @@ def _dropout(input, p=0.5, training=True, inplace=False) -> RegionTensor:
 
 def _pointwise(func: Callable, args: tuple, kwargs: dict) -> RegionTensor:
     """Apply func to the values, and to the outside where the dense reading carries one."""
-    parts = [a for arg in args for a in (arg if isinstance(arg, (list, tuple)) else [arg]) if isinstance(a, RegionTensor)]
+    operands = [a for arg in (*args, *kwargs.values()) for a in (arg if isinstance(arg, (list, tuple)) else [arg])]
+    parts = [operand for operand in operands if isinstance(operand, RegionTensor)]
     region = parts[0].region
     if any(part.region is not region for part in parts):
         raise ValueError("the operands of one operation must share one region: cut them with the same Region object")
-    if any(isinstance(arg, Tensor) and arg.dim() > 1 and arg.shape[-2:].numel() > 1 for arg in args):
-        raise ValueError("a map beside a RegionTensor: cut it with the same Region object first (RegionTensor.select)")
+    for other in operands:  # a RegionTensor is no Tensor
+        if isinstance(other, Tensor) and other.numel() > 1 and other.shape[-3:] != (other.numel(), 1, 1):
+            raise ValueError(f"{tuple(other.shape)} beside a RegionTensor: one number and one of each channel (C, 1, 1) are the same for all pixels; "
+                             "a map must be cut with the same Region object first (RegionTensor.select)")
     dim = kwargs.get("dim", (*args, None, None)[1]) if func in _ALONG else 1
     if dim not in (1, -3):
         raise ValueError(f"{func.__name__} on a RegionTensor works along channels, dim=1 only; got dim={dim}. Elsewhere use the dense map (.dense())")

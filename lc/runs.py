@@ -3,7 +3,8 @@ import importlib
 import io
 import shutil
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from functools import lru_cache
 from multiprocessing import get_context
@@ -20,7 +21,7 @@ from lc.data import IGNORE, SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
 from lc.experiments import STUDIES, Experiment, catalogue, experiment
-from lc.machine import device_name, end_with_parent, keep_memory, threads
+from lc.machine import alone_in, device_name, end_with_parent, keep_memory, threads
 from lc.paper import columns
 from lc.train import Trainer, load_model, save_weights
 
@@ -59,7 +60,7 @@ def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0,
     due = with_needed(due)
     jobs = max(1, min(jobs, len(due)))  # one run has all the cores
     waiting, running = {entry.name: entry for entry in due}, {}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs),)) if jobs > 1 else ThreadPoolExecutor(1) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs),)) if jobs > 1 else _Here() as pool:
         while waiting or running:
             free = [entry for entry in waiting.values() if not needs(entry) & (waiting.keys() | set(running.values()))]
             for entry in free[:jobs - len(running)]:
@@ -70,6 +71,18 @@ def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0,
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
                 del running[ended]
                 ended.result()
+
+
+class _Here(nullcontext):
+    """Of an executor what `run_all` uses; in this thread, which alone hears of an interrupt."""
+
+    def __enter__(self):
+        return self
+
+    def submit(self, call, *args) -> Future:
+        done = Future()
+        done.set_result(call(*args))
+        return done
 
 
 def with_needed(due: list[Experiment]) -> list[Experiment]:
@@ -107,14 +120,19 @@ def _split(data: DataConfig, split: str, root) -> SegmentationSet:
 
 
 def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> records.Record:
-    """Train one run to its end (or go on with it), evaluate it and write its record."""
+    """Train one run to its end (or go on with it), evaluate it and write its record. InputError if another process does just that."""
     if entry.study:
         return study(entry, root, device)
+    folder = paths.folder(paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run))
+    with alone_in(folder):
+        return _execute(entry, root, device, workers, folder)
+
+
+def _execute(entry: Experiment, root, device: torch.device, workers: int, folder: Path) -> records.Record:
     train = _split(entry.run.data, "train", root)
     splits = {split: _split(entry.run.data, split, root) for split in ("val", "test") if split in train.spec.counts}
     made_on = records.provenance(device_name(device), *records.modules(entry.run.model.network))
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
     trainer = Trainer(entry.run, train, splits["val"], folder, device, *begins_with(entry.run), workers)
     model = trainer.fit()
     seconds, trained = trainer.seconds, time.perf_counter()

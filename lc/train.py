@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from lc import records
 from lc.cascade import STRIDE, CascadeOutput, LayerCascade
 from lc.config import Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet, TrainingSamples, epoch_loader, median_frequency_weights
@@ -139,6 +140,7 @@ class Trainer:
         self.steps = max(1, len(self.data) // min(self.run.train.batch_size, len(self.data)))  # per epoch
         self.history: list[dict] = []
         self.earlier = 0.0  # seconds of training before it was cut off
+        self.made_by = f"code {records.source_hash(*records.modules(self.run.model.network))}, images {self.data.fingerprint()}"
         state = self._load_state()
         done = state["epochs"] if state else 0
         total = sum(phase.epochs for phase in self.run.phases)
@@ -211,7 +213,7 @@ class Trainer:
             self._estimate(bar)
         loss = torch.stack(losses).mean().item()
         if loss != loss:
-            raise FloatingPointError(f"the loss of epoch {epoch + 1} is not a number; lower phases.*.lr (now {phase.lr})")
+            raise InputError(f"the loss of epoch {epoch + 1} is not a number; lower phases.*.lr (now {phase.lr})")
         return {"loss": loss, "handed": [round(v, 5) for v in torch.stack(handed).mean(0).tolist()]}
 
     def _estimate(self, bar: tqdm) -> None:
@@ -232,7 +234,8 @@ class Trainer:
 
     def _save_state(self, state: dict) -> None:
         target = self.folder / "state.pt"
-        torch.save({**state, "history": self.history, "run": self.run.key(), "seconds": self.seconds}, target.with_suffix(".tmp"))
+        about = {"history": self.history, "run": self.run.key(), "made_by": self.made_by, "seconds": self.seconds}
+        torch.save({**state, **about}, target.with_suffix(".tmp"))
         os.replace(target.with_suffix(".tmp"), target)
 
     def _load_state(self) -> dict | None:
@@ -244,6 +247,9 @@ class Trainer:
         if state.get("run") != self.run.key():
             raise InputError(f"{target} is the state of run {state.get('run', 'of an older version')}, this is run {self.run.key()}; give another "
                              "folder (--out), or delete that one")
+        if state.get("made_by") != self.made_by:
+            raise InputError(f"{target} was trained with {state.get('made_by', 'an older version')}, here is {self.made_by}: a record can name "
+                             "but one; go on with those, or delete that folder to begin anew")
         self.earlier = state["seconds"]
         self.history = state["history"]
         self.model.load_state_dict(state["model"])

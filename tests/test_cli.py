@@ -91,6 +91,14 @@ def image_at(path):
     (("train", "initial", "--profile", "smoke", "--set", "train.lr=1"), "unknown setting 'train.lr'"),
     (("train", "initial", "--profile", "smoke", "--set", "train.batch_size=0"), "train.batch_size must be 1 or more, got 0"),
     (("train", "initial", "--profile", "smoke", "--set", "phases.0.epochs=-1"), "epochs must be 1 or more, got -1"),
+    (("bench", "network", "--experiment", "lc-wide"), "--experiment lc-wide is for `bench cascade`, got `bench network`"),
+    (("bench", "poster", "--profile", "typo"), "--profile typo is for `bench cascade`, `bench loader`, `bench systems`, got `bench poster`"),
+    (("bench", "network", "--json", "IMAGE"), "image.png is there and is no timing file; give another name"), (("bench", "network", "--json", "tests"), "tests is there and is no"),
+    (("train", "initial", "--profile", "smoke", "--out", "IMAGE"), "no folder can be made at"),
+    (("train", "initial", "--profile", "smoke", "--set", "model.cut=[0,5]"), "cut must rise strictly between 0 and 6, got (0, 5)"),
+    (("train", "vgg16-initial", "--profile", "smoke", "--set", "model.weights=IMAGE", "--set", "model.width=1.0"), "are none of timm's vgg16_bn ("),
+    (("stage", "--profile", "nosuch"), "unknown profile 'nosuch'"), (("stage", "--profile", "voc12"), "records of voc12 not found"),
+    (("video", "FOLDER", "--out", "FOLDER"), "is the folder of the frames, which would be overwritten; give another one"),
     (("table", "9"), "table '9' has no live counterpart yet; tables: 1, 2, readme"),
     (("notebook", "rhoo", "--out", "/tmp/x.ipynb"), "unknown notebook 'rhoo'; notebooks: architecture"),
     (("notebook", "rho", "--set", "rhoo=1", "--out", "/tmp/x.ipynb"), "notebook rho has no parameter 'rhoo'; its parameters: profile, rho"),
@@ -100,7 +108,7 @@ def image_at(path):
 def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
     """Value, rule, next step; exit code 2; no traceback."""
     image = str(image_at(tmp_path / "image.png"))
-    assert main([image if a == "IMAGE" else a for a in arguments]) == 2
+    assert main([a.replace("IMAGE", image).replace("FOLDER", str(tmp_path)) for a in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("lc: ")
 
@@ -112,7 +120,7 @@ def test_bench_takes_several_processes(capsys, monkeypatch):
     for kind in ("region", "network", "systems"):
         monkeypatch.setattr(bench, kind, lambda *_, **chosen: chosen)
     def said(*arguments):
-        assert main(["bench", *arguments, "--device", "cpu", "--profile", "smoke"]) == 0
+        assert main(["bench", *arguments, "--device", "cpu", *(["--profile", "smoke"] if "systems" in arguments else [])]) == 0
         return capsys.readouterr().out.strip()
     assert said("region", "--chain", "3") == "['region', '--device=cpu', '--repeats=7', '--chain=3', 5]"
     assert said("network", "--repeats", "2", "--halo", "4", "--processes", "3") == "['network', '--device=cpu', '--repeats=2', '--halo=4', 3]"

@@ -156,6 +156,12 @@ def test_labels_are_resized_on_the_grid_of_their_images(scale, monkeypatch):
     assert apart(True) < 0.15 < 0.35 < apart(False)
 
 
+def test_sixteen_bits_a_pixel_become_eight(tmp_path):
+    """Not white where they are above 255."""
+    Image.fromarray(np.array([[0, 257, 65535, 32896]], np.uint16)).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 1, 255, 128]
+
+
 def test_photos_can_be_turned_upright(tmp_path):
     """A camera's orientation is followed where it is asked for, and only there."""
     photo, exif = Image.fromarray(np.zeros((4, 6, 3), np.uint8)), Image.Exif()

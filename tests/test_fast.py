@@ -484,6 +484,11 @@ def test_bench_networks(unhurried, tmp_path):
     assert all(row["same_labels"] > 0.999 and row["ideal"] > 1 for row in rows)
 
 
+def test_images_that_are_timed_are_different_ones():
+    """Spread over the split; all of them where more are asked for."""
+    assert trained.spread(101, 3) == [16, 50, 84] and trained.spread(101, 101) == [*range(101)] and trained.spread(12, 1000) == [*range(12)]
+
+
 def test_bench_systems(tmp_path, monkeypatch):
     """Every system of a profile beside the others, the poster's networks at their size; LC only where its shares are known."""
     monkeypatch.setattr(timing, "BUSY", -1.0)
@@ -524,6 +529,17 @@ def test_video_of_a_folder(tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"- rho = 1\ndense [\d.]+ FPS \| LC at rho = 1 [\d.]+ FPS on the first 2 frames, [\d.]+ over all 2; network alone", said)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"] and Image.open(tmp_path / "out" / "a.png").size == (80, 30)
+
+
+def test_frames_that_would_share_a_picture(tmp_path):
+    """Two endings of one name; and a photo that its camera turned is turned back."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "a.jpg", exif=turned)
+    assert next(predict.frames(tmp_path)[1])[1].shape == (8, 6, 3)
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="two frames in .* share a name but for its ending"):
+        predict.frames(tmp_path)
 
 
 def test_a_file_without_pictures(tmp_path, monkeypatch):

@@ -49,6 +49,11 @@ def test_larger_runs_are_changed_in_one_thing_and_take_longer():
     ("phases.0.rho=1.5", r"rho must be in \[0, 1\], got 1.5"), ("phases.7.rho=1", "unknown setting 'phases.7.rho'"),
     ("model.blocks=[1,2]", "model.blocks must be a list like"), ("train.flip=1", "train.flip must be bool, got 1"), ("seed", "a setting looks like seed=VALUE"),
     ("train.optimizer=adam", "train.optimizer must be one of adamw, sgd, got 'adam'"), ("model.reading=one", "model.reading must be one of zero, dense"),
+    ("data=camvid", r"data must be settings by name \(name, scale, limit, ...\), got 'camvid'"), ("start={}", r"start must be settings by name \(profile, data"), ("phases=[1]", r"phases\[0\] must be"),
+    ("phases=[]", "phases must be a list like"), ("phases.0.heads=[]", "heads must be a list like"), ("phases.0.heads=[0]", r"heads\[0\] must be from 1 to 3, got 0"),
+    ("phases.0.stages=[7]", "stages.* must be from 1 to 3, got 7"), ("phases.0.lr=-1", "lr must be from 1e-09 to 1000, got -1.0"), ("phases.0.lr=NaN", "lr must be from .* got nan"),
+    ("train.crop=[0,0]", r"train.crop\[0\] must be 1 or more, got 0"), ("train.scales=[0,0]", "train.scales.* must be from"), ("train.ema=1.5", "train.ema must be from 0 to 1, got 1.5"),
+    ("model.head_kernels=[2,2]", r"model.head_kernels\[0\] must be one of 1, 3, 5, 7, got 2"), ("train.jitter=-1", "train.jitter must be 0 or more"), ("data.scale=0", "data.scale must be from"),
 ])
 def test_bad_settings_are_named(setting, message):
     """Unknown names, wrong types and impossible values say which, and what is allowed."""

@@ -2,7 +2,9 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
@@ -90,7 +92,7 @@ def test_a_run_asked_for_by_name_is_made_where_its_weights_are_not_here(house, m
 def test_one_run_has_all_cores(house, made, monkeypatch, runs_asked, seen):
     """Processes are made for as many runs as there are to make, not for more."""
     asked = []
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda jobs, *rest: asked.append(jobs) or runs.ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda jobs, *rest: asked.append(jobs) or ThreadPoolExecutor(jobs))
     runs.run_all([*catalogue("smoke").values()][:runs_asked], None, CPU, jobs=4)
     assert asked == seen and len(made) == runs_asked
 
@@ -108,6 +110,29 @@ def test_an_error_stops_what_has_not_begun(house, monkeypatch):
     with pytest.raises(InputError, match="no such file"):
         runs.run_all([*catalogue("smoke").values()], None, CPU)
     assert begun == ["initial", "dsn"]
+
+
+def test_one_run_at_a_time_hears_of_an_interrupt(house, monkeypatch):
+    """It is made by the thread that called, the one that Ctrl-C reaches."""
+    threads = []
+    monkeypatch.setattr(runs, "execute", lambda *_: threads.append(threading.current_thread()))
+    runs.run_all([catalogue("smoke")["initial"]], None, CPU)
+    assert threads == [threading.main_thread()]
+
+
+def test_two_processes_do_not_make_one_run(house):
+    """The second says who is at work, and touches nothing; once the first has ended it may."""
+    entry = catalogue("smoke")["initial"]
+    folder = runs.paths.checkpoints("smoke") / records.stem("initial", entry.run)
+    folder.mkdir(parents=True)
+    holds = "import sys, time; from pathlib import Path; from lc.machine import alone_in\nwith alone_in(Path(sys.argv[1])): print(1, flush=True), time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", holds, folder], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=f"another process is at work in {folder}; wait for it"):
+            runs.execute(entry, None, CPU)
+        other.kill()
+    with runs.alone_in(folder):
+        assert not list(folder.iterdir())
 
 
 def test_splits_are_shared():

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lc import train as training
+from lc import records, train as training
 from lc.cascade import CascadeOutput, build_irnet_lc, cells_to_pixels, upsample
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet
@@ -202,6 +202,17 @@ def test_a_state_belongs_to_its_run(tmp_path):
         fit(run_config(Phase(1, 2e-3)), tmp_path)
 
 
+def test_a_state_belongs_to_its_code(tmp_path, monkeypatch):
+    """A run that other code, or other images, began is not gone on with: its record would name today's alone."""
+    run = run_config(Phase(1, 1e-3))
+    fit(run, tmp_path)
+    before = (tmp_path / "state.pt").read_bytes()
+    monkeypatch.setattr(records, "source_hash", lambda *_: "0123456789")
+    with pytest.raises(InputError, match="state.pt was trained with code .*, images .*, here is code 0123456789, images .* begin anew"):
+        fit(run, tmp_path)
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 10])
 def test_schedules_of_any_length(steps):
     """One-cycle has no number of steps at which it fails."""
@@ -228,7 +239,7 @@ def test_weights_on_disk(tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     """A diverged run says so, with the setting to change, and keeps the last good state."""
-    with pytest.raises(FloatingPointError, match=r"lower phases.\*.lr \(now 1e\+30\)"):
+    with pytest.raises(InputError, match=r"lower phases.\*.lr \(now 1e\+30\)"):
         fit(run_config(Phase(6, 1e30)), tmp_path)
 
 

@@ -100,8 +100,9 @@ def to_html(path: Path) -> Path:
 
 def stage(profile_name: str) -> Path:
     """Copy what the book needs beside the executed notebooks: configuration, style, references, records; then check them all."""
-    folder = paths.build(profile_name) / "book"
-    shown, runs = folder / "extra" / "records", paths.results(profile_name) / "runs"
+    folder, runs = paths.build(profile(profile_name).name) / "book", paths.results(profile_name) / "runs"
+    shown = folder / "extra" / "records"
+    paths.need(runs, f"records of {profile_name}", f"run `make reproduce PROFILE={profile_name}`")
     shutil.rmtree(shown, ignore_errors=True)
     shutil.copytree(SOURCES, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
     shutil.copytree(runs, shown, ignore=shutil.ignore_patterns("*.npz", "*.jsonl"))

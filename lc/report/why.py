@@ -164,12 +164,12 @@ def border(ev: Evidence) -> pd.DataFrame:
 
 
 def seeds(ev: Evidence) -> pd.DataFrame:
-    """Gains of LC, plain, with a halo and reading features, over DSN and IRNet, of the other methods of Table 2, and of LC with twice the width: per
-    seed and their mean, on both splits; intervals over images."""
+    """Gains of LC, plain, with a halo and reading features, over DSN and IRNet, and of the other methods of Table 2: per seed and their
+    mean, on both splits; intervals over images."""
     others = ("LC", "MC"), ("LC", "DSN + Dropout"), ("DSN + Dropout", "DSN"), ("MC", "IRNet"), ("DSN", "IRNet")
     pairs = [(lc, control) for lc in (LC, HALO, "lc-features") for control in (DSN, IRNET)]
     rows = {}
-    for a, b in [*pairs, *((METHODS[a], METHODS[b]) for a, b in others), ("lc-wide", "dsn-wide")]:
+    for a, b in [*pairs, *((METHODS[a], METHODS[b]) for a, b in others)]:
         for split in ev.splits:
             found = seed_gains(ev, a, b, split)
             there = [drawn for drawn in found.values() if drawn is not None]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from timm.models.inception_resnet_v2 import Block8, Block17, Block35, Mixed_7a
-from timm.models.resnet import Bottleneck
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -27,24 +27,34 @@ from lc.backbone import ConvBN, Head, Mixed, Residual
 from lc.cascade import LayerCascade
 from lc.machine import keep_memory
 from lc.region import Region
-from lc.region_conv import RegionTensor
+from lc.region_conv import RegionTensor, _as_image
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 
 
 def prepare(model: LayerCascade) -> LayerCascade:
-    """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone. Of regions that
+    """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone; new
+    weights, another device or dtype need a new copy. Of regions that
     read anything but zeros outside themselves only IRNet's that read features have a faster form: of the others batch norms are folded, no more."""
     model = fold(model)
     model.stages[0] = _dense(model.stages[0])
-    blocks = [block for stage in model.stages[1:] for part in stage for block in (part if type(part) is nn.Sequential else [part])]
+    if isinstance(next(m for m in model.stages[0].modules() if isinstance(m, FastStage) or not m._modules), (FastStage, nn.Identity)):
+        model.register_forward_pre_hook(lambda _, given: (given[0].clone(), *given[1:]))  # else a block would overwrite the caller's image
+    blocks = [block for stage in model.stages[1:] for part in (stage if _in_order(stage) else [stage])
+              for block in (part if type(part) is nn.Sequential else [part])]
     if not (model.reading == "zero" or model.reading == "features" and all(isinstance(block, (Residual, Mixed)) for block in blocks)):
         return model
-    for number, stage in enumerate(model.stages[1:], start=1):
-        model.stages[number] = FastStage(OrderedDict((name, quick(part)) for name, part in stage.named_children()))
-        if isinstance(model.heads[number], Head):
-            model.heads[number] = FastStage(*_run(model.heads[number]))
+    for number, (stage, head) in enumerate(zip(model.stages[1:], model.heads[1:]), start=1):
+        if _in_order(stage):
+            model.stages[number] = FastStage(OrderedDict((name, quick(part)) for name, part in stage._modules.items()))
+        if isinstance(head, Head) and (model.reading == "zero" or head.hidden[0].kernel_size == (1, 1)):  # a wider one reads features
+            model.heads[number] = FastStage(*_run(head))
     return model
+
+
+def _in_order(part: nn.Module) -> bool:
+    """Whether a module calls its children one after the other, as they were defined."""
+    return type(part).forward is nn.Sequential.forward
 
 
 def quick(part: nn.Module) -> nn.Module:
@@ -98,7 +108,8 @@ def _run(parts: Iterable[nn.Module]) -> Iterable[nn.Module]:
 
 
 def _keeps_grid(conv: nn.Conv2d) -> bool:
-    return conv.stride == (1, 1) and conv.groups == 1 and conv.padding == tuple(d * (k // 2) for k, d in zip(conv.kernel_size, conv.dilation))
+    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.stride == (1, 1) and conv.groups == 1
+    return plain and conv.padding == tuple(d * (k // 2) for k, d in zip(conv.kernel_size, conv.dilation))
 
 
 def _worthwhile(conv: nn.Conv2d) -> bool:
@@ -121,8 +132,9 @@ def _fold(module: nn.Module) -> None:
             setattr(module, name, nn.Sequential(fuse_conv_bn_eval(child.conv, child.bn), nn.ReLU(inplace=True)))
         else:
             _fold(child)
-    for (name, conv), (after, norm) in pairwise(list(module.named_children())):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):  # timm's may hold its activation
+    known = _in_order(module) or isinstance(module, (ConvNormAct, BasicBlock, Bottleneck))  # of others, who knows what they call in which order
+    for (name, conv), (after, norm) in pairwise(list(module._modules.items()) if known else ()):
+        if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:  # timm's may hold its activation
             setattr(module, name, fuse_conv_bn_eval(conv, norm))
             setattr(module, after, getattr(norm, "act", nn.Identity()))
 
@@ -170,7 +182,7 @@ class FastStage(nn.Sequential):
         if isinstance(x, RegionTensor):
             return super().forward(x)
         n, c, h, w = x.shape
-        pixels = RegionTensor(x.permute(0, 2, 3, 1).reshape(1, 1, n * h * w, c).permute(0, 3, 1, 2), _full((n, h, w), x.device))
+        pixels = RegionTensor(_as_image(x.permute(0, 2, 3, 1).reshape(n * h * w, c)), _full((n, h, w), x.device))
         return super().forward(pixels).rows.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
@@ -199,8 +211,8 @@ class FastConv(OnRows):
             return torch._add_relu_(made, self.conv.bias) if self.product.relu else made.add_(self.conv.bias)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
             reads = region if ring is None else ring
-            taken = reads.once(("windows", self.window), lambda: winograd.Sums(
-                [(reads.table(*self.window)[:region.rows].view(-1, 1), torch.ones(1, 1, 1, device=rows.device))], reads.rows))
+            taken = reads.once(("windows", self.window, rows.dtype), lambda: winograd.Sums(
+                [(reads.table(*self.window)[:region.rows].view(-1, 1), rows.new_ones(1, 1, 1))], reads.rows))
             rows = taken(rows).view(region.rows, math.prod(self.conv.kernel_size) * rows.shape[1])
         return self.product(rows)
 

@@ -39,6 +39,14 @@ def write(kind: str, device: torch.device, values: dict, target: Path | None, fo
     return target
 
 
+def check(target: Path | None) -> None:
+    """InputError if something that is no timing file lies where one will be written: before the work, not after it."""
+    try:
+        json.loads(target.read_text()) if target and target.exists() else None
+    except (OSError, ValueError):
+        raise InputError(f"{target} is there and is no timing file; give another name") from None
+
+
 def provenance(device: torch.device) -> dict:
     """`records.provenance` of what is timed on a device."""
     return records.provenance(device_name(device), "speed/fast", "speed/exported",
@@ -78,7 +86,7 @@ def pooled(arguments: list[str], processes: int, device: torch.device, target: P
             command = [sys.executable, "-m", "lc", "bench", *arguments, "--part", "--json", f"{folder}/part.json"]
             done, said = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True), "done"
             if done.returncode:
-                refused, said = refused + 1, done.stderr.strip().splitlines()[-1].removeprefix("lc: ")
+                refused, said = refused + 1, (done.stderr.strip() or "a process was killed").splitlines()[-1].removeprefix("lc: ")
                 if "too noisy" not in said or 2 * refused > processes:
                     raise InputError(said)
             else:

@@ -27,14 +27,19 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
     entry = experiment(profile_name, name)
     model, _ = runs.trained(profile_name, name, device)
     data = SegmentationSet(entry.run.data, "val", root)
-    picks = [round((i + 0.5) * len(data) / images) for i in range(min(images, len(data)))]
-    inputs = [to_input(data.read(min(i, len(data) - 1))[0])[None].to(device, memory_format=torch.channels_last) for i in picks]
+    inputs = [to_input(data.read(i)[0])[None].to(device, memory_format=torch.channels_last) for i in spread(len(data), images)]
     rows, absent = timed(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats, thorough)
     values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]),
               "images": len(inputs),
               "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels", "absent": absent,
               "model": asdict(entry.run.model), "rows": rows}
     return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, paths.results(profile_name) / "bench")
+
+
+def spread(images: int, count: int) -> list[int]:
+    """`count` of so many images, evenly; each of them once, if there are no more."""
+    count = min(count, images)
+    return [int((i + 0.5) * images / count) for i in range(count)]
 
 
 @torch.no_grad()
