@@ -277,7 +277,7 @@ def parser() -> argparse.ArgumentParser:
     for option, (kinds, meaning) in BENCH.items():
         values = {"reading": {"choices": ["features"]}, "experiment": {}, "profile": {}, "data": {}}.get(option, {"type": int})
         sub.add_argument(f"--{option}", help=f"of `{'`, `'.join(kinds)}`: {meaning}", **values)
-    sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 3 to 15, by kind)")
+    sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 1 to 15, by kind)")
     sub.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one process of several
     sub.add_argument("--json", type=Path, metavar="FILE")
     for call in (predict, video):

@@ -46,10 +46,12 @@ def alone_in(folder: Path):
     import fcntl  # not on Windows
     at = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(at, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # not every network's disk can
+            try:
+                fcntl.flock(at, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another process is at work in {folder}; wait for it, and call again") from None
         yield
-    except BlockingIOError:
-        raise InputError(f"another process is at work in {folder}; wait for it, and call again") from None
     finally:
         os.close(at)
 

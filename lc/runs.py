@@ -123,7 +123,8 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     """Train one run to its end (or go on with it), evaluate it and write its record. InputError if another process does just that."""
     if entry.study:
         return study(entry, root, device)
-    folder = paths.folder(paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run))
+    folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
+    folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         return _execute(entry, root, device, workers, folder)
 

@@ -94,6 +94,7 @@ def image_at(path):
     (("bench", "network", "--experiment", "lc-wide"), "--experiment lc-wide is for `bench cascade`, got `bench network`"),
     (("bench", "poster", "--profile", "typo"), "--profile typo is for `bench cascade`, `bench loader`, `bench systems`, got `bench poster`"),
     (("bench", "network", "--json", "IMAGE"), "image.png is there and is no timing file; give another name"), (("bench", "network", "--json", "tests"), "tests is there and is no"),
+    (("bench", "network", "--json", "results/equivalent.json"), "equivalent.json is there and is no timing file"),
     (("train", "initial", "--profile", "smoke", "--out", "IMAGE"), "no folder can be made at"),
     (("train", "initial", "--profile", "smoke", "--set", "model.cut=[0,5]"), "cut must rise strictly between 0 and 6, got (0, 5)"),
     (("train", "vgg16-initial", "--profile", "smoke", "--set", "model.weights=IMAGE", "--set", "model.width=1.0"), "are none of timm's vgg16_bn ("),

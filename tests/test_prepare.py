@@ -94,8 +94,8 @@ def test_images_stay_as_they_are():
     channels = block.project.out_channels
     x = torch.randn(1, channels, 8, 8).to(memory_format=torch.channels_last)
     before = x.clone()
-    for first in (nn.Identity(), nn.Sequential(copy.deepcopy(block))):
-        prepare(LayerCascade([first, nn.Sequential(block)], [nn.Conv2d(channels, 4, 1), nn.Conv2d(channels, 4, 1)]).eval())(x, 1.0)
+    for first in (nn.Identity(), nn.Sequential(), nn.Sequential(nn.Dropout(), copy.deepcopy(block)), nn.Sequential(copy.deepcopy(block))):
+        prepare(LayerCascade([first, nn.Sequential(block)], [nn.Conv2d(channels, 4, 1), nn.Conv2d(channels, 4, 1)]).eval())(image=x, rho=1.0)
         assert torch.equal(x, before)
 
 

@@ -128,11 +128,14 @@ def test_two_processes_do_not_make_one_run(house):
     holds = "import sys, time; from pathlib import Path; from lc.machine import alone_in\nwith alone_in(Path(sys.argv[1])): print(1, flush=True), time.sleep(300)"
     with subprocess.Popen([sys.executable, "-c", holds, folder], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(InputError, match=f"another process is at work in {folder}; wait for it"):
-            runs.execute(entry, None, CPU)
-        other.kill()
-    with runs.alone_in(folder):
+        try:
+            with pytest.raises(InputError, match=f"another process is at work in {folder}; wait for it"):
+                runs.execute(entry, None, CPU)
+        finally:
+            other.kill()
+    with pytest.raises(BlockingIOError, match="no more processes"), runs.alone_in(folder):
         assert not list(folder.iterdir())
+        raise BlockingIOError("no more processes")
 
 
 def test_splits_are_shared():

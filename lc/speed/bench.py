@@ -254,7 +254,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
         makers = {"torch.compile": lambda: partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}
         compiled, missing = ready(makers)  # compiled before the clock starts, and before other processes are watched
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
-                 **compiled, "region": lambda turn=itertools.cycle(regions): step(net, x, next(turn))}
+                 **compiled, "region": lambda turn=itertools.cycle(regions[1:] + regions[:1]): step(net, x, next(turn))}  # the first of 1.01
         absent |= missing
         macs = [(row["macs"], [1.0, *left][row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
         ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)

@@ -34,12 +34,13 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldn
 
 def prepare(model: LayerCascade) -> LayerCascade:
     """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone; new
-    weights, another device or dtype need a new copy. Of regions that
-    read anything but zeros outside themselves only IRNet's that read features have a faster form: of the others batch norms are folded, no more."""
+    weights, another device or dtype need a new copy. Of regions that read anything but zeros outside themselves only IRNet's that read features have
+    a faster form: of the others batch norms are folded, no more. So it is with modules that are not known here."""
     model = fold(model)
     model.stages[0] = _dense(model.stages[0])
-    if isinstance(next(m for m in model.stages[0].modules() if isinstance(m, FastStage) or not m._modules), (FastStage, nn.Identity)):
-        model.register_forward_pre_hook(lambda _, given: (given[0].clone(), *given[1:]))  # else a block would overwrite the caller's image
+    at_work = (m for m in model.stages[0].modules() if isinstance(m, FastStage) or m._parameters or m._buffers)
+    if isinstance(next(at_work, None), FastStage | None):  # a block, here or in the next stage, would overwrite the caller's image
+        model.stages[0] = nn.Sequential(Copy(), model.stages[0])
     blocks = [block for stage in model.stages[1:] for part in (stage if _in_order(stage) else [stage])
               for block in (part if type(part) is nn.Sequential else [part])]
     if not (model.reading == "zero" or model.reading == "features" and all(isinstance(block, (Residual, Mixed)) for block in blocks)):
@@ -50,6 +51,13 @@ def prepare(model: LayerCascade) -> LayerCascade:
         if isinstance(head, Head) and (model.reading == "zero" or head.hidden[0].kernel_size == (1, 1)):  # a wider one reads features
             model.heads[number] = FastStage(*_run(head))
     return model
+
+
+class Copy(nn.Module):
+    """A map that others may overwrite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
 
 
 def _in_order(part: nn.Module) -> bool:

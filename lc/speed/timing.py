@@ -42,9 +42,11 @@ def write(kind: str, device: torch.device, values: dict, target: Path | None, fo
 def check(target: Path | None) -> None:
     """InputError if something that is no timing file lies where one will be written: before the work, not after it."""
     try:
-        json.loads(target.read_text()) if target and target.exists() else None
-    except (OSError, ValueError):
-        raise InputError(f"{target} is there and is no timing file; give another name") from None
+        fits = not target or not target.exists() or {"kind", "rows"} <= json.loads(target.read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        fits = False
+    if not fits:
+        raise InputError(f"{target} is there and is no timing file; give another name")
 
 
 def provenance(device: torch.device) -> dict:
