@@ -207,11 +207,11 @@ def video(args) -> None:
 
 def table(args) -> None:
     """Print a table of the paper beside ours; "readme" renews the numbers in README.md."""
-    from lc.report import tables, verdicts
+    from lc.report import readme, tables
     if args.table == "readme":
         head, _, rest = (paths.ROOT / "README.md").read_text().partition(NUMBERS[0])
         tail = rest.partition(NUMBERS[1])[2]
-        block = verdicts.readme_block(tables.evidence(args.profile or SHOWN))
+        block = readme.block(tables.evidence(args.profile or SHOWN))
         records.write_whole(paths.ROOT / "README.md", f"{head}{NUMBERS[0]}\n{block}\n{NUMBERS[1]}{tail}".encode())
         return
     frames = {"1": tables.rho_table, "2": tables.methods}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lc import metrics
-from lc.report import claims, systems, tables, verdicts, why
+from lc.report import claims, readme, systems, tables, verdicts, why
 from lc.report.tables import Evidence, draws, profile
 from tests.conftest import fake_record
 
@@ -210,7 +210,7 @@ def test_a_data_set_without_test_labels(house):
     for record in ev.records.values():
         del record.values["metrics"]["test"], record.arrays["confusions_test"]
     assert ev.splits == ("val",)
-    shown = verdicts.readme_block(ev) + " ".join(verdicts.answers(ev) + verdicts.method_verdicts(ev))
+    shown = readme.block(ev) + " ".join(verdicts.answers(ev) + verdicts.method_verdicts(ev))
     assert "on val" in shown and not any(word in shown for word in ("mIoU test", "on test", "(test)", "stand-in) test"))
     assert systems.systems(ev).loc["DSN", "LC - it, points"].startswith("+") and len(systems.by_class(ev)) == 3
     assert why.changes(ev).loc["lc-0.985", ("val", "over control")].startswith("+")

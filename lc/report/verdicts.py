@@ -8,7 +8,7 @@ from lc.experiments import CASCADES, catalogue
 from lc.paper import published
 from lc.report import why
 from lc.report.tables import (METHODS, Evidence, decided_shares, difference_printed, difficulty_shares, draws, gain, interval, label_ratios,
-                               listed, methods, near_boundary, paper_and_ours, percent, printed, rho_runs, rho_table, seed_gains,
+                               listed, methods, near_boundary, paper_and_ours, percent, printed, rho_runs, seed_gains,
                                selection_table, speed_files, sweep_table, words)
 
 SMALL = 0.5  # points of mIoU
@@ -306,23 +306,3 @@ def speedups(ev: Evidence) -> list[pd.DataFrame]:
             None if pd.isna(row.ideal) else f"{row.ideal:.2f}x", row.dense_form))
     parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
     return [pd.DataFrame(part).T for part in parts if len(found) > 1 and part]
-
-
-def readme_block(ev: Evidence) -> str:
-    """The README's numbers, as Markdown: headline, Table 2 and Table 1 (each on val and test), and where they come from."""
-    parts = ["\n\n".join(answers(ev))]
-    for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups(ev)), ("At equal accuracy", fastest_equal(ev)),
-                         ("Table 2, mIoU", methods(ev)), ("Table 1, by rho, percent", rho_table(ev))):
-        for frame in shown:
-            columns = [" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns]
-            heads = [title + f"; ours: {ev.label}" * any(ev.label in column for column in columns), *(c.replace(ev.label, "ours") for c in columns)]
-            rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
-                    for index, row in zip(frame.index, frame.to_numpy(dtype=object))]
-            parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
-    first, hours = ev["initial"], sum(r.get("train_seconds", 0) + r["evaluate_seconds"]
-                                      for r in (record.values for record in ev.records.values())) / 3600
-    parts.append(f"Ours: {ev.label}, seed {first['seed']}, {first['device']}; {len(ev.records)} records of {hours:.0f} hours of training and "
-                 f"evaluation by the clock in results/{ev.profile.name}/runs, "
-                 "each with its commit. Brackets: 95 % intervals from a paired bootstrap over images, of videos in blocks of ten frames; of "
-                 "speed-ups, quartiles.")
-    return "\n\n".join(parts)
