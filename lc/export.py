@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lc import metrics, paths
-from lc.data import SegmentationSet, Spec, read_image
+from lc.data import Spec, read_image
 from lc.errors import InputError
 from lc.predict import predict
 

@@ -161,9 +161,11 @@ def test_train_with_changed_settings_leaves_records_alone(tmp_path):
 
 
 def test_make_notebook_needs_a_name():
-    """`make notebook` without NB lists the chapters."""
+    """`make notebook` without NB lists the chapters; with RHO those that have one, before any data is fetched."""
     run = subprocess.run(["make", "-s", "notebook"], cwd=paths.ROOT, capture_output=True, text=True)
     assert run.returncode == 2 and "make notebook needs NB=<name>, one of: architecture" in run.stdout
+    run = subprocess.run(["make", "-s", "notebook", "NB=speed", "RHO=0.9"], cwd=paths.ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stdout == "speed has no RHO; chapters that have: difficulty region_convolution rho stages\n"
 
 
 def test_a_cascade_without_weights_is_not_timed(monkeypatch, capsys):

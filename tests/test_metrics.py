@@ -1,6 +1,5 @@
 """Counts, IoU, bootstrap, label shares: against torchmetrics and against arithmetic."""
 import numpy as np
-import pytest
 import torch
 
 from lc import metrics

@@ -4,7 +4,7 @@ import torch
 from lc import options
 from lc.cascade import upsample
 from lc.config import DataConfig
-from lc.data import SegmentationSet, to_input
+from lc.data import SegmentationSet
 from lc.evaluate import evaluate
 from lc.networks import build
 

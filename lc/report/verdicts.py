@@ -9,7 +9,7 @@ from lc.paper import published
 from lc.report import why
 from lc.report.tables import (METHODS, Evidence, decided_shares, difference_printed, difficulty_shares, draws, gain, interval, label_ratios,
                                listed, methods, near_boundary, paper_and_ours, percent, printed, rho_runs, seed_gains,
-                               selection_table, speed_files, sweep_table, words)
+                               selection_table, speed_files, words)
 
 SMALL = 0.5  # points of mIoU
 TIMED = {  # kind of the timing file: what is timed, as a sentence has it, and as a table has it
