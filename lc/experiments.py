@@ -21,11 +21,13 @@ EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
-# LC on larger images and with a wider network: name behind lc-large, lc-wide, and change
+# LC on larger images, with a wider network, and with the paper's: name behind lc-large, lc-wide, lc-full, and change
 LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}
+FULL = Phase(24, 1e-3), {"epochs": 6, "lr": 3e-4}  # how long, at the rates of profile camvid: 2 cores with AMX train no longer in three hours
 # timed: kind of the file, and run
 CASCADES = {"cascade": f"lc-{BEST_RHO}",
-            **{name: name for name in (*HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER))}}
+            **{name: name for name in (*HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER),
+                                         "lc-full")}}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -196,19 +198,22 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 
 def _larger(p: Profile) -> list[Experiment]:
-    """DSN and LC on images of their own size, and with twice the channels, where the profile shrinks them."""
+    """DSN and LC on images of their own size, with twice the channels, and with the paper's network, where the profile shrinks them."""
     initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
-    real, model = p.data.name != "shapes", replace(p.model, width=2 * p.model.width)
-    changes = {"large": ("images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), p.data.scale < 1),
-               "wide": ("twice the width", replace(initial, model=model), p.model.width < 1)}
-    return [entry for name, (title, run, smaller) in changes.items() if real and smaller for entry in _pair(p, name, title, run, LARGER)]
+    if p.data.name == "shapes" or p.model.width == 1:
+        return []
+    changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
+               ("wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width)), LARGER, {}),
+               ("full", "the paper's network", replace(initial, model=ModelConfig(), phases=FULL[:1]), {"": {}}, FULL[1])]
+    return [entry for change in changes for entry in _pair(p, *change)]
 
 
-def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}) -> list[Experiment]:
-    """Initial training that differs from the profile's, and from its weights DSN and LC (and LC's `variants`: changes of its network)."""
-    best, control = _tuned(p, float(BEST_RHO), initial), f"dsn-{name}"
+def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:
+    """Initial training that differs from the profile's, and from its weights DSN and LC (and LC's `variants`: changes of its network); phase: what
+    differs in their cascade training."""
+    best, control = _tuned(p, float(BEST_RHO), initial, **phase), f"dsn-{name}"
     return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False),
-            _changed(control, f"DSN, {title}", _tuned(p, 1.0, initial)),
+            _changed(control, f"DSN, {title}", _tuned(p, 1.0, initial, **phase)),
             *(_changed(f"lc-{name}{key}", f"LC, {title}{key and f', as lc{key}'}", replace(best, model=replace(initial.model, **change)), control)
               for key, change in variants.items())]
 
@@ -258,6 +263,7 @@ def _minutes(entry: Experiment, p: Profile) -> float:
         return 3 * p.epoch_seconds / 60
     epochs = sum(phase.epochs for phase in entry.run.phases)
     larger = math.prod(entry.run.train.crop) / math.prod(p.train.crop) * entry.run.model.width / p.model.width
+    larger *= sum(entry.run.model.blocks) / sum(p.model.blocks) if entry.run.model.network == "irnet" else 1
     return (epochs * p.epoch_seconds + (10 if entry.sweep else 2) * p.epoch_seconds / 4) * larger / 60
 
 

@@ -263,9 +263,9 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def training_format(amp: torch.dtype | None, device: torch.device) -> torch.memory_format:
-    """Channels last, except in bfloat16 on a CPU: there oneDNN's weight gradients of dilated convolutions are wrong in that
+    """Channels last, except in bfloat16 on a CPU without AMX: there oneDNN's weight gradients of dilated convolutions are wrong in that
     layout (results/NOTES.md), and the plain layout is about as fast."""
-    broken = device.type == "cpu" and amp is not None
+    broken = device.type == "cpu" and amp is not None and not torch.cpu._is_amx_tile_supported()
     return torch.contiguous_format if broken else torch.channels_last
 
 

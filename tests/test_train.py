@@ -252,3 +252,19 @@ def test_frozen_phase_sets_modes():
     set_trainable(model, Phase(freeze_bn=True), new_heads=True)  # batch norms without pretrained values learn
     norms = lambda part: [m.training for m in part.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert not any(norms(model.stages)) and norms(model.heads) and all(norms(model.heads))
+
+
+@pytest.mark.skipif(training.autocast_dtype("bf16", torch.device("cpu")) is None, reason="this CPU does not compute in bfloat16")
+@pytest.mark.parametrize("kernel, dilation", [((7, 1), (2, 1)), ((1, 7), (1, 2)), ((3, 3), (2, 2))])
+def test_the_layout_of_training_gives_right_gradients(kernel, dilation):
+    """oneDNN's weight gradients of dilated convolutions in bfloat16 are wrong in channels last on CPUs without AMX."""
+    generator, found = torch.Generator().manual_seed(0), []
+    x, weight, grad = (torch.randn(*shape, generator=generator) for shape in ((8, 40, 23, 30), (48, 40, *kernel), (8, 48, 23, 30)))
+    for dtype in (torch.float32, torch.bfloat16):
+        layout = training.training_format(None if dtype is torch.float32 else dtype, torch.device("cpu"))
+        taps = weight.to(dtype, memory_format=layout).requires_grad_()
+        padding = [d * (k // 2) for k, d in zip(kernel, dilation)]
+        made = F.conv2d(x.to(dtype, memory_format=layout), taps, padding=padding, dilation=dilation)
+        made.backward(grad.to(dtype, memory_format=layout))
+        found.append(taps.grad.float())
+    assert (found[0] - found[1]).abs().max() < 0.02 * found[0].abs().max()

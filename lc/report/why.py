@@ -24,13 +24,13 @@ CAUSES = {**{name: f"context missing at region borders ({k} cell{'s' * (k > 1)} 
           "lc-interpolated": "zeros where it could read an interpolation of the region (ADP-C)", "lc-long": "too short a cascade training",
           "lc-pretrained": "random weights at the start (pretrained on procedural images instead)",
           "lc-large": "small images (twice the sides instead)", "lc-wide": "a narrow network (twice the width instead)",
-          "lc-large-wide": "small images and a narrow network (both doubled)", "lc-fast": "too low a learning rate",
+          "lc-full": "a small network (the paper's width and depth instead)", "lc-fast": "too low a learning rate",
           "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms",
           "lc-no-hs": "a loss on pixels that are wrong and confident (HS; left out instead)",
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)",
           "aspp-lc": "heads with a small field of view (ASPP instead)"}
-UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "full width and depth")
+UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "the paper's data")
 
 
 def used(ev: Evidence) -> list[str]:
