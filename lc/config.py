@@ -14,7 +14,7 @@ CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("one-cycle", "poly"), "ba
 
 ANY, TINY = float("inf"), 1e-9
 RANGES = {**dict.fromkeys(("batch_size", "epochs", "head_width", "blocks", "crop"), (1, ANY)), "heads": (1, 3), "stages": (1, 3),
-          **dict.fromkeys(("limit", "halo", "jitter", "weight_decay", "easy_weight"), (0, ANY)), "hard_above": (0, 1), "ema": (0, 1 - TINY),
+          **dict.fromkeys(("limit", "halo", "jitter", "weight_decay", "easy_weight"), (0, ANY)), "hard_above": (0, 1), "ema": (0, 0.9999),
           **dict.fromkeys(("lr", "scale", "scales", "width"), (TINY, 1e3))}  # least and greatest value
 
 

@@ -246,10 +246,10 @@ class Trainer:
         state = torch.load(target, map_location=self.device)
         if state.get("run") != self.run.key():
             raise InputError(f"{target} is the state of run {state.get('run', 'of an older version')}, this is run {self.run.key()}; give another "
-                             "folder (--out), or delete that one")
+                             f"folder (--out), or delete {target.parent}")
         if state.get("made_by") != self.made_by:
             raise InputError(f"{target} was trained with {state.get('made_by', 'an older version')}, here is {self.made_by}: a record can name "
-                             "but one; go on with those, or delete that folder to begin anew")
+                             f"but one; go on with those, or delete {target.parent} to begin anew")
         self.earlier = state["seconds"]
         self.history = state["history"]
         self.model.load_state_dict(state["model"])

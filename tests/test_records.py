@@ -52,7 +52,7 @@ def test_larger_runs_are_changed_in_one_thing_and_take_longer():
     ("data=camvid", r"data must be settings by name \(name, scale, limit, ...\), got 'camvid'"), ("start={}", r"start must be settings by name \(profile, data"), ("phases=[1]", r"phases\[0\] must be"),
     ("phases=[]", "phases must be a list like"), ("phases.0.heads=[]", "heads must be a list like"), ("phases.0.heads=[0]", r"heads\[0\] must be from 1 to 3, got 0"),
     ("phases.0.stages=[7]", "stages.* must be from 1 to 3, got 7"), ("phases.0.lr=-1", "lr must be from 1e-09 to 1000, got -1.0"), ("phases.0.lr=NaN", "lr must be from .* got nan"),
-    ("train.crop=[0,0]", r"train.crop\[0\] must be 1 or more, got 0"), ("train.scales=[0,0]", "train.scales.* must be from"), ("train.ema=1.5", "train.ema must be from 0 to 1, got 1.5"),
+    ("train.crop=[0,0]", r"train.crop\[0\] must be 1 or more, got 0"), ("train.scales=[0,0]", "train.scales.* must be from"), ("train.ema=1.0", "train.ema must be from 0 to 0.9999, got 1.0"),
     ("model.head_kernels=[2,2]", r"model.head_kernels\[0\] must be one of 1, 3, 5, 7, got 2"), ("train.jitter=-1", "train.jitter must be 0 or more"), ("data.scale=0", "data.scale must be from"),
 ])
 def test_bad_settings_are_named(setting, message):
@@ -173,7 +173,7 @@ def test_timings_that_are_missing(house):
     """Of a profile's cascades and systems; another seed's timing is not the run's, nor one of a run whose name only begins alike."""
     folder = paths.results("camvid-lite") / "bench"
     folder.mkdir(parents=True)
-    large = [f"lc-{what}{key}" for what in ("large", "wide") for key in ("", "-features", "-halo-2")]
+    large = [f"lc-{what}{key}" for what in ("large", "wide") for key in ("", "-features", "-halo-2")] + ["lc-full"]
     assert records.bench_missing("camvid-lite") == ["cascade", "lc-halo-1", "lc-halo-2", "lc-halo-4", "lc-features", *large, "systems"]
     assert not set(large) & set(records.bench_missing("camvid"))
     for kind in ("cascade", "lc-halo-2-seed-1", "lc-halo-4", "lc-wide-features"):

@@ -198,7 +198,7 @@ def test_a_state_belongs_to_its_run(tmp_path):
     first = fit(run, tmp_path)[1]
     again = fit(run, tmp_path)[1]
     assert again.earlier > 0.1 and again.seconds > first.earlier
-    with pytest.raises(InputError, match=f"state.pt is the state of run {run.key()}, this is run .*; give another folder"):
+    with pytest.raises(InputError, match=f"state.pt is the state of run {run.key()}, this is run .*; give another folder .*, or delete {tmp_path}"):
         fit(run_config(Phase(1, 2e-3)), tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_a_state_belongs_to_its_code(tmp_path, monkeypatch):
     fit(run, tmp_path)
     before = (tmp_path / "state.pt").read_bytes()
     monkeypatch.setattr(records, "source_hash", lambda *_: "0123456789")
-    with pytest.raises(InputError, match="state.pt was trained with code .*, images .*, here is code 0123456789, images .* begin anew"):
+    with pytest.raises(InputError, match=f"state.pt was trained with code .*, images .*, here is code 0123456789, images .* delete {tmp_path} to begin anew"):
         fit(run, tmp_path)
     assert (tmp_path / "state.pt").read_bytes() == before
 
