@@ -268,8 +268,8 @@ def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
 
 
 def _scope(ev: Evidence) -> str:
-    first = ev["initial"]
-    return (f"**How far does this reach?** One seed where no mean is named; {first['parameters'] / 1e6:.2f} M parameters (paper: "
+    sizes = " and ".join(f"{ev[name]['parameters'] / 1e6:.2f}" for name in ("initial", "initial-full") if name in ev.records)
+    return (f"**How far does this reach?** One seed where no mean is named; {sizes} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: "
             "ImageNet)."
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))
