@@ -1,12 +1,10 @@
 """The catalogue: one entry = one run = one cell of the paper. Standard library only, so that `plan` needs no set-up.
 
-A method of Table 2 is a list of phases (lc.config.Phase); every method of a profile has the same budget: `epochs` of
-initial training and `cascade_epochs` after it. LC, DSN (LC at rho = 1: Sec. 4.1) and DSN + dropout start from the same
-initial weights; IRNet and MC, which have no such common start, train from the beginning within one run. MC trains each stage
-for half the epochs: a stage costs less than the network, so this is about the same computing time.
-
-Beside the paper's own runs there are those that change one thing of LC's cascade training at a time (group "why"), the systems that the
-paper compares with, LC on other backbones, and the main runs from other seeds.
+A method of Table 2 is a list of phases (lc.config.Phase); every method of a profile has the same budget: `epochs` of initial training and
+`cascade_epochs` after it. LC, DSN (LC at rho = 1: Sec. 4.1) and DSN + dropout start from the same initial weights; IRNet and MC, which have no such
+common start, train from the beginning within one run. MC trains each stage for half the epochs: a stage costs less than the network, so this is
+about the same computing time. Beside the paper's own runs there are those that change one thing of LC's cascade training at a time (group "why"),
+the systems that the paper compares with, LC on other backbones, and the main runs from other seeds.
 """
 import math
 import shutil
@@ -23,11 +21,9 @@ BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
 # LC on larger images, with a wider network, and with the paper's: name behind lc-large, lc-wide, lc-full, and change
 LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}
-FULL = Phase(24, 1e-3), {"epochs": 6, "lr": 3e-4}  # how long, at the rates of profile camvid: 2 cores with AMX train no longer in three hours
-# timed: kind of the file, and run
-CASCADES = {"cascade": f"lc-{BEST_RHO}",
-            **{name: name for name in (*HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER),
-                                         "lc-full")}}
+FULL = Phase(24, 1e-3), {"epochs": 6, "lr": 3e-4}  # at the rates of profile camvid, what 2 cores with AMX train in two hours
+CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: kind of the file, and run
+    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER), "lc-full")}}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -200,12 +196,10 @@ def _pretrained(p: Profile) -> list[Experiment]:
 def _larger(p: Profile) -> list[Experiment]:
     """DSN and LC on images of their own size, with twice the channels, and with the paper's network, where the profile shrinks them."""
     initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
-    if p.data.name == "shapes" or p.model.width == 1:
-        return []
     changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
                ("wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width)), LARGER, {}),
                ("full", "the paper's network", replace(initial, model=ModelConfig(), phases=FULL[:1]), {"": {}}, FULL[1])]
-    return [entry for change in changes for entry in _pair(p, *change)]
+    return [] if p.data.name == "shapes" or p.model.width == 1 else [entry for change in changes for entry in _pair(p, *change)]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:

@@ -16,8 +16,8 @@ def block(ev: Evidence) -> str:
             rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
                     for index, row in zip(frame.index, frame.to_numpy(dtype=object))]
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
-    devices, hours = " and ".join(dict.fromkeys(r["device"] for r in ev.trained)), sum(r.get("train_seconds", 0) + r["evaluate_seconds"]
-                                      for r in (record.values for record in ev.records.values())) / 3600
+    devices = " and ".join(dict.fromkeys(r["device"] for r in ev.trained))
+    hours = sum(r.values.get("train_seconds", 0) + r["evaluate_seconds"] for r in ev.records.values()) / 3600
     parts.append(f"Ours: {ev.label}, seed {ev.profile.seeds[0]}, {devices}; {len(ev.records)} records of {hours:.0f} hours of training and "
                  f"evaluation by the clock in results/{ev.profile.name}/runs, "
                  "each with its commit. Brackets: 95 % intervals from a paired bootstrap over images, of videos in blocks of ten frames; of "
