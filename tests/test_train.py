@@ -1,11 +1,14 @@
 """Training: each loss sees its own pixels, what is fixed stays fixed, and a run cut off goes on as if it had not been."""
+import ast
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from lc import records, train as training
+from lc import data as sets, paths, records, shapes, train as training
 from lc.cascade import CascadeOutput, build_irnet_lc, cells_to_pixels, upsample
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet
@@ -268,3 +271,22 @@ def test_the_layout_of_training_gives_right_gradients(kernel, dilation):
         made.backward(grad.to(dtype, memory_format=layout))
         found.append(taps.grad.float())
     assert (found[0] - found[1]).abs().max() < 0.02 * found[0].abs().max()
+
+
+def test_own_data_as_the_readme_says(tmp_path, monkeypatch, capsys):
+    """The README's recipe for a data set of one's own, made small: it trains on files that lie as its Spec says, and prints what it promises."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sets, "SPECS", dict(sets.SPECS))
+    for split in ("train", "val"):
+        for i in range(3):
+            image, label = shapes.sample(split, i)
+            for folder, ending, values in ((split, "jpg", image), (f"{split}-labels", "png", np.where(label == 0, 0, 1).astype(np.uint8))):
+                (tmp_path / "data" / "mine" / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(tmp_path / "data" / "mine" / folder / f"{i}.{ending}")
+    recipe = next(part for part in (paths.ROOT / "README.md").read_text().split("```") if 'SPECS["mine"]' in part).removeprefix("python")
+    for given, small in (("width=0.25", "width=0.125, blocks=(1, 1, 1), head_width=8"), ("(256, 256)", "(48, 48)"), ("Phase(50", "Phase(1"), ("Phase(12", "Phase(1")):
+        assert given in recipe
+        recipe = recipe.replace(given, small)
+    exec(compile(recipe, "README.md", "exec"), {})
+    said = ast.literal_eval(capsys.readouterr().out)
+    assert said["images"] == 3 and len(said["iou"]) == 2 and len(said["decided"]) == 3 and (tmp_path / "out" / "weights.safetensors").exists()
