@@ -179,7 +179,7 @@ def test_a_bench_stops_where_a_kernel_is_wrong(unhurried, one_thread, monkeypatc
                "region": lambda: bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True, width=0.125)}
     monkeypatch.setattr(bench, "SETTINGS", {"cpu": [(dtype, 1, (64, 64))]})
     for call in benches.values():
-        assert all(row["differences"]["region"] > 0 for row in json.loads(call().read_text())["rows"])
+        assert all(0 <= row["differences"]["region"] <= TOLERANCE[dtype] for row in json.loads(call().read_text())["rows"])
     right = kernels.convolve
     swapped = lambda rows, weight, bias, region, out, kernel=(1, 1), *rest, **more: right(rows, weight.flip(0) if kernel != (1, 1) else weight, bias, region, out, kernel, *rest, **more)
     monkeypatch.setattr(kernels, "convolve", swapped)
