@@ -19,9 +19,8 @@ EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
-# LC on larger images, with a wider network, and with the paper's: name behind lc-large, lc-wide, lc-full, and change
-LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}
-FULL = Phase(24, 1e-3), {"epochs": 6, "lr": 3e-4}  # at the rates of profile camvid, what 2 cores with AMX train in two hours
+LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of larger runs: name behind lc-large, lc-wide; change
+FULL = (24, 6)  # epochs of the paper's network in a small profile, initial and cascade training: what 2 cores with AMX train in two hours
 CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: kind of the file, and run
     *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER), "lc-full")}}
 STUDIES = {  # name: the module that holds it, title
@@ -196,15 +195,16 @@ def _pretrained(p: Profile) -> list[Experiment]:
 def _larger(p: Profile) -> list[Experiment]:
     """DSN and LC on images of their own size, with twice the channels, and with the paper's network, where the profile shrinks them."""
     initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
+    smaller, full = p.data.name != "shapes" and p.model.width < 1, PROFILES["camvid"]
     changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
                ("wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width)), LARGER, {}),
-               ("full", "the paper's network", replace(initial, model=ModelConfig(), phases=FULL[:1]), {"": {}}, FULL[1])]
-    return [] if p.data.name == "shapes" or p.model.width == 1 else [entry for change in changes for entry in _pair(p, *change)]
+               ("full", "the paper's network", replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)), {"": {}},
+                {"epochs": FULL[1], "lr": full.cascade_lr})]
+    return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:
-    """Initial training that differs from the profile's, and from its weights DSN and LC (and LC's `variants`: changes of its network); phase: what
-    differs in their cascade training."""
+    """Initial training, and from its weights DSN and LC (and LC's `variants`: changes of its network); phase: changes of cascade training."""
     best, control = _tuned(p, float(BEST_RHO), initial, **phase), f"dsn-{name}"
     return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False),
             _changed(control, f"DSN, {title}", _tuned(p, 1.0, initial, **phase)),

@@ -24,7 +24,7 @@ CAUSES = {**{name: f"context missing at region borders ({k} cell{'s' * (k > 1)} 
           "lc-interpolated": "zeros where it could read an interpolation of the region (ADP-C)", "lc-long": "too short a cascade training",
           "lc-pretrained": "random weights at the start (pretrained on procedural images instead)",
           "lc-large": "small images (twice the sides instead)", "lc-wide": "a narrow network (twice the width instead)",
-          "lc-full": f"a small network (the paper's width and depth instead, all in {FULL[0].epochs + FULL[1]['epochs']} epochs)",
+          "lc-full": f"a small network (the paper's width and depth instead, all in {sum(FULL)} epochs)",
           "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms",
           "lc-no-hs": "a loss on pixels that are wrong and confident (HS; left out instead)",
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
