@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lc import config, paths, records
+from lc import config, experiments, paths, records
 from lc.report import claims, tables, verdicts
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig, from_dict, override
 from lc.errors import InputError
@@ -180,3 +180,13 @@ def test_timings_that_are_missing(house):
         (folder / f"{kind}-a-cpu.json").write_text(json.dumps({"kind": kind}))
     large.remove("lc-wide-features")
     assert records.bench_missing("camvid-lite") == ["lc-halo-1", "lc-halo-2", "lc-features", *large, "systems"]
+
+
+def test_larger_runs_where_there_is_something_to_enlarge():
+    """Images that have their own size already are not trained on twice; the paper's network has profile camvid's rates in every training."""
+    lite, full = experiments.profile("camvid-lite"), experiments.profile("camvid")
+    names = [entry.name for entry in experiments._larger(replace(lite, data=full.data))]
+    assert "initial-wide" in names and "lc-full" in names and "initial-large" not in names and not experiments._larger(full)
+    initial, dsn, lc = experiments._larger(lite)[-3:]
+    assert [entry.run.phases[0].lr for entry in (initial, dsn, lc)] == [full.lr, full.cascade_lr, full.cascade_lr] and lc.run.start == dsn.run.start == initial.run
+    assert lc.run.model == full.model and (dsn.run.rho, lc.run.rho) == (1.0, 0.985) and lc.control == dsn.name == "dsn-full"
