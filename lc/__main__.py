@@ -40,9 +40,11 @@ def _device(name: str, timing: bool = False):
     return torch.device(name)
 
 
-def _rho(args) -> float:
-    """The threshold that is asked for, or the paper's best; InputError outside [0, 1]."""
-    return check_rho(experiments.BEST_RHO if args.rho is None else args.rho)
+def _asked(args, profile: str = SHOWN) -> tuple[str, experiments.RunConfig, float]:
+    """The profile and the run that are asked for, and the threshold, by default the run's own; InputError outside [0, 1]."""
+    name = args.profile or profile
+    run = experiments.experiment(name, args.experiment).run
+    return name, run, check_rho(run.rho if args.rho is None else args.rho)
 
 
 def plan(args) -> None:
@@ -114,7 +116,8 @@ def run(args) -> None:
 
 
 def train(args) -> None:
-    """Train one experiment with changed settings; weights and history go to --out, its record stays untouched."""
+    """Train one experiment with changed settings; weights and history go to --out, its record stays untouched (runs that it starts from, and whose
+    weights are not here, are made first, with their records)."""
     from dataclasses import replace
     import torch
     from lc import config, runs
@@ -162,13 +165,13 @@ def bench(args) -> None:
 def _trained(args, timing: bool = False):
     """The cascade that is asked for, its data set, and the height of the images it is given; timing: see _device."""
     from lc import runs
-    name = args.profile or SHOWN
-    return *runs.trained(name, args.experiment, _device(args.device, timing)), args.height or experiments.profile(name).train.crop[0]
+    name, run, _ = _asked(args)
+    return *runs.trained(name, args.experiment, _device(args.device, timing)), args.height or run.train.crop[0]
 
 
 def predict(args) -> None:
     """Label, stage and confidence maps of images, as PNG overlays."""
-    rho = _rho(args)
+    *_, rho = _asked(args)
     from lc.speed import fast
     from lc import predict as predictor
     images = predictor.read_images(args.images)  # all of them, before anything is written
@@ -181,8 +184,8 @@ def export(args) -> None:
     """Write predictions as the evaluation server of VOC (comp6) or Cityscapes takes them."""
     from lc import export as exporter, runs
     from lc.data import SegmentationSet
-    form, name = exporter.FORMATS[args.format], args.profile or exporter.FORMATS[args.format].data
-    run, rho = experiments.experiment(name, args.experiment).run, _rho(args)
+    form = exporter.FORMATS[args.format]
+    name, run, rho = _asked(args, form.data)
     if run.data.name != form.data:
         raise InputError(f"format {args.format} is for {form.data}, profile {name} has {run.data.name}; give a --profile with that data")
     data = None if args.images else SegmentationSet(run.data, args.split, args.data)
@@ -196,7 +199,7 @@ def video(args) -> None:
     """Label and stage overlays of a folder of frames or a video file, at a chosen rho or a target in frames per second."""
     if args.fps is not None and args.rho is not None:
         raise InputError(f"--rho {args.rho:g} and --fps {args.fps:g} exclude each other, as --fps picks rho; leave one out")
-    rho = _rho(args)
+    *_, rho = _asked(args)
     if args.fps is not None and not args.fps > 0:
         raise InputError(f"--fps must be greater than 0, got {args.fps:g}")
     from lc import predict as predictor
@@ -257,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
                   "workers": dict(type=int, default=workers, help="loader processes (default: up to 16 with a GPU, none without)"),
                   "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, which share the cores (default: up to 4, with a GPU 1)"),
                   "experiment": dict(default=f"lc-{experiments.BEST_RHO}", help="default: %(default)s"),
-                  "rho": dict(type=float, help=f"threshold (default: {experiments.BEST_RHO})"),
+                  "rho": dict(type=float, help="threshold (default: the experiment's own)"),
                   "height": dict(type=int, help="rows the network sees (default: what it was trained on)")}
         for option in options:
             sub.add_argument(f"--{option}", **shared[option])

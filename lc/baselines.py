@@ -69,7 +69,7 @@ class SegNet(nn.Module):
             decoder.insert(0, nn.Sequential(*(ConvBN(a, b, 3) for a, b in zip(reversed(sizes), reversed(ends)))))
             below = sizes[-1]
         self.decoder = nn.ModuleList(decoder)
-        self.score = _same_conv(_first_channels(self.encoder[0]), num_classes, 3)
+        self.score = _same_conv(self.encoder[0][0].out_channels, num_classes, 3)
 
     def forward(self, image: Tensor) -> Tensor:
         x, taken = image, []
@@ -80,10 +80,6 @@ class SegNet(nn.Module):
         for part, (size, _, index) in zip(self.decoder, reversed(taken)):
             x = part(F.max_unpool2d(x, index, 2, 2, output_size=size))
         return self.score(x)
-
-
-def _first_channels(part: nn.Sequential) -> int:
-    return part[0].out_channels
 
 
 class Context(nn.Sequential):

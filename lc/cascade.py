@@ -99,9 +99,3 @@ def cells_to_pixels(x: Tensor, size: tuple[int, int], stride: int = STRIDE) -> T
         return x
     rows, cols = (((torch.arange(n, device=x.device) + stride // 2) // stride).clamp(max=m - 1) for n, m in zip(size, x.shape[1:]))
     return x[:, rows][:, :, cols]
-
-
-def build_irnet_lc(num_classes: int, **settings) -> LayerCascade:
-    """IRNet-LC (Fig. 2b); settings: lc.networks.build."""
-    from lc.networks import build
-    return build(num_classes, **settings)

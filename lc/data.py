@@ -129,7 +129,9 @@ class SegmentationSet:
 
 def _items(spec: Spec, folder: Path, split: str) -> list[tuple[Path, Path]]:
     """(image, label) files of a split; InputError if one is missing."""
-    step = f"run `make data PROFILE={folder.name}`, or point LC_DATA (or --data) at the folder that holds {folder.name}/"
+    step = f"point LC_DATA (or --data) at the folder that holds {folder.name}/"
+    if (paths.ROOT / "data_scripts" / f"{folder.name}.py").exists():
+        step = f"run `make data PROFILE={folder.name}`, or {step}"
     if spec.lists:
         listing = paths.need(folder / spec.lists[split], f"{spec.title} ({split} list)", step)
         names = [Path(line.split()[0]).stem for line in listing.read_text().splitlines() if line.strip()]
@@ -139,6 +141,8 @@ def _items(spec: Spec, folder: Path, split: str) -> list[tuple[Path, Path]]:
         names = sorted(path.name.removesuffix(end) for path in folder.glob(f"{start}*{end}"))
     items = [tuple(folder / place.format(split=split, name=name, city=name.partition("_")[0]) for place in (spec.image, spec.label))
              for name in names]
+    if not items:
+        raise InputError(f"{spec.title} has no image of the {split} split: none fits {folder / spec.image.format(split=split, name='*', city='*')}")
     for path in (path for item in items for path in item):
         paths.need(path, f"{spec.title} file of the {split} list", "the archive is incomplete: unpack it again")
     return items
@@ -167,7 +171,7 @@ def read_image(path: str | Path, mode: str | None = "RGB", upright: bool = False
             return np.array(image.convert(mode) if mode else image)
     except FileNotFoundError:
         raise InputError(f"image not found: {path}") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise InputError(f"{path} is no image that can be read ({error}); give a PNG or JPEG file") from None
 
 

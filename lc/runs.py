@@ -20,7 +20,7 @@ from lc.config import DataConfig, RunConfig
 from lc.data import IGNORE, SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
-from lc.experiments import STUDIES, Experiment, catalogue, experiment
+from lc.experiments import STUDIES, Experiment, catalogue, experiment, profile
 from lc.machine import alone_in, device_name, end_with_parent, keep_memory, threads
 from lc.paper import columns
 from lc.train import Trainer, load_model, save_weights
@@ -50,7 +50,8 @@ def trained(profile_name: str, name: str, device: torch.device | str = "cpu") ->
 def _name_of(run: RunConfig) -> str:
     name = next((entry.name for entry in catalogue(run.profile).values() if entry.run == run), None)
     if name is None:
-        raise InputError(f"a run can begin only with one that profile {run.profile} lists; leave out what changes its start")
+        raise InputError(f"a run can begin only with one that profile {run.profile} lists; leave out what changes its start, or "
+                         "train without one (--set start=null)")
     return name
 
 
@@ -138,7 +139,8 @@ def _execute(entry: Experiment, root, device: torch.device, workers: int, folder
     model = trainer.fit()
     seconds, trained = trainer.seconds, time.perf_counter()
     file = f"{records.stem(entry.name, entry.run)}.safetensors"
-    home = paths.results(entry.run.profile) / "weights" if entry.publish else paths.checkpoints(entry.run.profile)
+    committed = paths.results(entry.run.profile) / "weights"
+    home = committed if entry.publish or (committed / file).exists() else paths.checkpoints(entry.run.profile)  # where `weights_path` looks first
     save_weights(model, home / file)
     model = load_model(entry.run, train.num_classes, home / file, device)  # numbers are those of the weights on disk
     results, arrays = {}, {}
@@ -152,11 +154,12 @@ def _execute(entry: Experiment, root, device: torch.device, workers: int, folder
         **made_on, "started": started, "train_seconds": round(seconds, 1), "evaluate_seconds": round(time.perf_counter() - trained, 1),
         "seed": entry.run.seed, "amp": str(trainer.amp or torch.float32).removeprefix("torch."),
         "data": _describe(train, *splits.values()),
-        "parameters": sum(p.numel() for p in model.parameters()), "weights": file if entry.publish else None,
+        "parameters": sum(p.numel() for p in model.parameters()), "weights": file if home == committed else None,
         "metrics": {split: e.summary() for split, e in results.items()}, "sweep": [e.summary() for e in sweep]}
     anew = " was written anew" if records.find(entry) else ""
     record = records.write(entry, values, arrays, (folder / "history.jsonl").read_text())
-    _keep_examples(entry.run.profile, splits["val"])
+    if entry.run.data == profile(entry.run.profile).data:
+        _keep_examples(entry.run.profile, splits["val"])
     shutil.rmtree(folder)  # the state that a finished run no longer needs
     found = ", ".join(f"{split} {e.miou:.4f}" for split, e in results.items())
     print(f"  {entry.name}: mIoU {found}; record {record.path.relative_to(paths.ROOT)}{anew}", flush=True)

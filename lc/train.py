@@ -130,6 +130,10 @@ class Trainer:
         """Train every phase that is not finished yet; returns the model, in eval mode."""
         torch.manual_seed(self.run.seed)
         self.model = build(self.data.num_classes, **asdict(self.run.model))
+        stages, asked = len(self.model.stages), max(head for phase in self.run.phases for head in phase.heads)
+        if asked > stages:
+            raise InputError(f"network {self.run.model.network} has {stages} stage{'s' * (stages > 1)}, got a phase with head {asked}; give "
+                             f"heads={(*range(1, stages + 1),)}")
         if self.start is not None:
             self._begin_with(self.start)
         self.amp = autocast_dtype(self.run.train.amp, self.device)
@@ -146,11 +150,12 @@ class Trainer:
         total = sum(phase.epochs for phase in self.run.phases)
         self.clock = time.perf_counter()
         with tqdm(total=total * self.steps, initial=done * self.steps, desc=self.folder.name, unit="step", mininterval=2) as bar:
-            first = 0
+            first, learnt = 0, set()
             for phase in self.run.phases:
+                new_heads = bool(self.run.model.weights) and self.start is None and not learnt & {*phase.heads}  # on top of pretrained stages
                 if done < first + phase.epochs:
-                    self._phase(phase, first, state if done > first else None, bar)
-                first += phase.epochs
+                    self._phase(phase, first, state if done > first else None, bar, new_heads)
+                first, learnt = first + phase.epochs, learnt | {*phase.heads}
         return self.model.eval()
 
     @property
@@ -168,8 +173,7 @@ class Trainer:
                              "change the start's model in the same way (start.model.*), or train a run without a start")
         self.model.load_state_dict({**new, **{name: value for name, value in start.items() if name in fits or name not in new}})
 
-    def _phase(self, phase: Phase, first: int, state: dict | None, bar: tqdm) -> None:
-        new_heads = bool(self.run.model.weights) and self.start is None  # on top of pretrained stages
+    def _phase(self, phase: Phase, first: int, state: dict | None, bar: tqdm, new_heads: bool) -> None:
         set_trainable(self.model, phase, new_heads)
         optimizer, schedule = make_optimizer(self.model, self.run.train, phase, phase.epochs * self.steps)
         decay = self.run.train.ema

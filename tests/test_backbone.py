@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lc.speed import cost, opponents, timing, trained
 from lc.backbone import cut_stages, irnet
-from lc.cascade import build_irnet_lc
+from lc.networks import build
 from lc.errors import InputError
 from lc.paper import published
 
@@ -15,7 +15,7 @@ COMPONENTS = ("stem", "irnet_a", "reduction_a", "irnet_b", "reduction_b", "irnet
 
 @pytest.fixture(scope="module")
 def full():
-    return build_irnet_lc(21)
+    return build(21)
 
 
 def stated(row: str, column: str = "value") -> float:
@@ -38,7 +38,7 @@ def test_structure_the_paper_states(full):
 
 def test_parameters_and_macs():
     """The counts that Fig. 2's channels lead to, at 512 x 512: 30.29 M parameters without heads, 128.58 G multiply-adds."""
-    rows = {row["component"]: row for row in cost.components(build_irnet_lc(21), (512, 512))}
+    rows = {row["component"]: row for row in cost.components(build(21), (512, 512))}
     millions = [round(rows[name]["parameters"] / 1e6, 2) for name in COMPONENTS]
     giga = [round(rows[name]["macs"] / 1e9, 2) for name in COMPONENTS]
     assert millions == [0.61, 0.69, 2.90, 11.72, 3.93, 10.44] and giga == [7.22, 2.80, 11.88, 47.90, 16.08, 42.70]
@@ -47,7 +47,7 @@ def test_parameters_and_macs():
 
 def test_the_stated_parameter_count_can_be_reached():
     """Table 6's 35.5 M: two 3x3 convolutions with 128 channels, Reduction-A in stage 1, Reduction-B in stage 3."""
-    model = build_irnet_lc(21, cut=(3, 4), head_width=128, head_kernels=(3, 3))
+    model = build(21, cut=(3, 4), head_width=128, head_kernels=(3, 3))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == published("6", "IRNet-LC", "params").value
 
 
@@ -55,7 +55,7 @@ def test_the_stated_parameter_count_can_be_reached():
 def test_macs_of_the_cascade_are_those_of_the_layers_that_ran():
     """What the table of parts predicts from shares is what PyTorch counts in a real forward with regions; an index lookup is no multiply-add."""
     torch.manual_seed(0)
-    model = build_irnet_lc(5, width=0.125, blocks=(1, 1, 1)).eval()
+    model = build(5, width=0.125, blocks=(1, 1, 1)).eval()
     torch.nn.init.normal_(model.heads[0].classify.weight, std=0.5)
     image = torch.randn(1, 3, 64, 64)
     rho = float(model(image, 1.0, depth=1).log_probs.exp().amax(1).median())
@@ -72,7 +72,7 @@ def test_macs_of_the_cascade_are_those_of_the_layers_that_ran():
 def test_rows_of_a_trained_cascade(monkeypatch):
     """Times of all stages, one per stage; the dense row's speed-up against itself is 1; a halo is computed, and counts for what multiply-adds allow; a bench refuses a busy machine."""
     torch.manual_seed(0)
-    model, images = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), halo=1).eval(), [torch.randn(1, 3, 96, 96), torch.randn(1, 3, 96, 128)]
+    model, images = build(3, width=0.125, blocks=(1, 1, 1), halo=1).eval(), [torch.randn(1, 3, 96, 96), torch.randn(1, 3, 96, 128)]
     torch.nn.init.normal_(model.heads[0].classify.weight, std=0.5)
     rho = float(model(images[0], 1.0, depth=1).log_probs.exp().amax(1).quantile(0.2))
     rows, absent = trained.timed(model, images, [1.0, rho], repeats=3, thorough=False)

@@ -2,8 +2,9 @@
 import pytest
 import torch
 
-from lc.cascade import build_irnet_lc, cells_to_pixels, undecided, upsample
+from lc.cascade import cells_to_pixels, undecided, upsample
 from lc.errors import InputError, check_rho
+from lc.networks import build
 from lc.region_conv import READINGS
 from lc.train import stage_loss
 
@@ -12,7 +13,7 @@ from lc.train import stage_loss
 def model():
     """A small cascade whose heads are sharp enough that pixels exit at every stage."""
     torch.manual_seed(0)
-    cascade = build_irnet_lc(4, width=0.125, blocks=(1, 1, 1), head_width=8).eval()
+    cascade = build(4, width=0.125, blocks=(1, 1, 1), head_width=8).eval()
     for head in cascade.heads:
         torch.nn.init.normal_(head.classify.weight, std=0.5)
     return cascade
@@ -169,7 +170,7 @@ def test_stages_and_heads_must_match(model):
 
 def test_rows_are_padded_on_a_cpu():
     """In training and in evaluation; regions still count their own pixels."""
-    model = build_irnet_lc(5, width=0.125, blocks=(1, 1, 1), head_width=16)
+    model = build(5, width=0.125, blocks=(1, 1, 1), head_width=16)
     for training in (True, False):
         out = model.train(training)(torch.randn(2, 3, 64, 64), 0.999)
         assert [region.padded for region in out.regions[1:]] == [True] * 2

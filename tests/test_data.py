@@ -66,16 +66,26 @@ def spoil_label(root, value):
     Image.fromarray(np.full((16, 24), value, np.uint8)).save(root / "camvid/trainannot/train_0000.png")
 
 
+def damage(path):
+    """An image of several chunks, with one bit changed in the name of the second that holds pixels."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT", content.index(b"IDAT") + 4)] ^= 0x80
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("spoil, message", [
     (lambda r: spoil_label(r, 37), r"train_0000.png holds the value 37; CamVid's are 0-11, void is 11"),
     (lambda r: Image.fromarray(np.zeros((8, 24), np.uint8)).save(r / "camvid/trainannot/train_0000.png"),
      r"train_0000.png is \(24, 8\), its image \(24, 16\)"),
     (lambda r: (r / "camvid/train/train_0000.png").write_text("no image"), r"train_0000.png is no image that can be read"),
     (lambda r: (r / "camvid/train/train_0002.png").unlink(), r"CamVid file of the train list not found: .*train_0002.png"),
+    (lambda r: damage(r / "camvid/train/train_0000.png"), r"train_0000.png is no image that can be read"),
+    (lambda r: (r / "camvid/train.txt").write_text("\n"), r"CamVid has no image of the train split: none fits .*camvid/train/\*.png"),
     (lambda r: (r / "camvid/train.txt").unlink(), r"CamVid \(train list\) not found: .*make data PROFILE=camvid`"),
 ])
 def test_bad_data_is_named(tmp_path, spoil, message):
-    """Wrong label value, wrong label size, no image, missing file, missing list: file, rule and next step."""
+    """Wrong label value, wrong label size, no image, a damaged one, missing file, empty list, missing list: file, rule and next step."""
     spoil(make_camvid(tmp_path))
     with pytest.raises(InputError, match=message):
         SegmentationSet(DataConfig("camvid"), "train", tmp_path).read(0)

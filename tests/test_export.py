@@ -11,7 +11,7 @@ from PIL import Image
 
 from lc import export, metrics, runs
 from lc.__main__ import main
-from lc.cascade import build_irnet_lc
+from lc.networks import build
 from lc.data import IGNORE, SPECS
 
 NAMES = {"voc": ("2007_000033", "2007_000042"), "cityscapes": ("frankfurt_000000_000294", "lindau_000001_000019")}
@@ -98,7 +98,7 @@ def test_wrong_files_are_not_packed(tmp_path, monkeypatch):
 def test_command(tmp_path, monkeypatch, capsys):
     """A cascade labels a folder of test images of any size, each at its own size; wrong input is one line."""
     torch.manual_seed(0)
-    model = build_irnet_lc(19, width=0.125, blocks=(1, 1, 1), head_width=16).eval()
+    model = build(19, width=0.125, blocks=(1, 1, 1), head_width=16).eval()
     monkeypatch.setattr(runs, "trained", lambda *a: (model, SPECS["cityscapes"]))
     for i, size in enumerate([(64, 48), (40, 40)]):
         path = tmp_path / f"images/berlin/berlin_00000{i}_000019_leftImg8bit.png"

@@ -18,7 +18,6 @@ from torch import nn
 
 from lc import experiments, predict, winograd
 from lc.__main__ import main
-from lc.cascade import build_irnet_lc
 from lc.config import ModelConfig
 from lc.errors import InputError
 from lc.networks import build
@@ -34,7 +33,7 @@ from lc.speed.fast import FastMixed, FastResidual, prepare
 def model():
     """A small cascade with statistics and biases that are not at their start values."""
     torch.manual_seed(0)
-    return seasoned(build_irnet_lc(4, width=0.125, blocks=(1, 2, 2), head_width=8))
+    return seasoned(build(4, width=0.125, blocks=(1, 2, 2), head_width=8))
 
 
 def seasoned(cascade):
@@ -149,7 +148,7 @@ def test_exported(model, name, reading, halo):
     the pixels given. cut: stage 2 ends with residual sums, which carry on what lies outside."""
     torch.manual_seed(0)
     cascade = copy.deepcopy(model) if name == "irnet" else other(name, 0.125) if name != "cut" else \
-        seasoned(build_irnet_lc(4, width=0.125, blocks=(1, 1, 1), head_width=8, cut=(3, 4)))
+        seasoned(build(4, width=0.125, blocks=(1, 1, 1), head_width=8, cut=(3, 4)))
     cascade.reading, cascade.halo = reading, halo
     made = exported.prepare(cascade)
     for images, size in ((1, (72, 88)), (2, (64, 64))):

@@ -115,7 +115,7 @@ def test_system_labels_any_size_and_learns(system):
         assert not missing
         optimizer.step()
     pixels = system in ("fcn8s", "segnet", "crf-rnn")
-    assert out.log_probs.shape == (2, 5, *ODD[2:]) if pixels else (2, 5, 9, 11)
+    assert out.log_probs.shape == ((2, 5, *ODD[2:]) if pixels else (2, 5, 9, 11))
     assert losses[-1] < 0.97 * losses[0]
 
 

@@ -5,7 +5,7 @@ import torch
 
 from lc import metrics, studies
 from lc.report import audit
-from lc.cascade import build_irnet_lc
+from lc.networks import build
 from lc.config import DataConfig
 from lc.data import SegmentationSet, to_input
 
@@ -22,7 +22,7 @@ def networks(data):
     made = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        cascade = build_irnet_lc(8, width=0.125, blocks=(1, 1, 1), head_width=8).eval()
+        cascade = build(8, width=0.125, blocks=(1, 1, 1), head_width=8).eval()
         for stage, head in enumerate(cascade.heads):
             with torch.no_grad():
                 while cascade(images).fused[stage].exp().amax(1).median() < 0.8:

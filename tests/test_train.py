@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lc import data as sets, paths, records, shapes, train as training
-from lc.cascade import CascadeOutput, build_irnet_lc, cells_to_pixels, upsample
+from lc.cascade import CascadeOutput, cells_to_pixels, upsample
 from lc.config import DataConfig, ModelConfig, Phase, RunConfig, TrainConfig
 from lc.data import IGNORE, SegmentationSet
 from lc.errors import InputError
+from lc.networks import build
 from lc.train import Trainer, cascade_loss, load_model, make_optimizer, save_weights, set_trainable, stage_loss
 
 TINY = ModelConfig(width=0.125, blocks=(1, 1, 1), head_width=8)
@@ -88,7 +89,7 @@ def test_fixed_stages_and_frozen_norms_do_not_move(tmp_path):
     """A phase that trains stage 2 changes stage 2 and nothing else, batch norm statistics included; frozen norms never move."""
     run = run_config(Phase(1, 1e-2, heads=(2,), stages=(2,), rho=0.9))
     torch.manual_seed(run.seed)
-    before = build_irnet_lc(8, **{k: v for k, v in vars(TINY).items()}).state_dict()
+    before = build(8, **{k: v for k, v in vars(TINY).items()}).state_dict()
     after = fit(run, tmp_path / "a")[0].state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("stages.1.", "heads.1.")) for name in moved)
@@ -132,7 +133,7 @@ def test_training_learns_and_skips(tmp_path, capsys):
 def test_easy_pixels_can_keep_a_loss():
     """easy_weight adds that share of each later stage's own cross-entropy on the pixels decided before it, and nothing for stage 1."""
     torch.manual_seed(0)
-    model = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), head_width=8, halo=99).eval()
+    model = build(3, width=0.125, blocks=(1, 1, 1), head_width=8, halo=99).eval()
     image, label = torch.randn(2, 3, 32, 32), torch.randint(0, 3, (2, 32, 32))
     rho = float(model(image).fused[0].detach().exp().amax(1).median())
     out = model(image, rho)
@@ -190,7 +191,7 @@ def test_start_weights_are_used(tmp_path):
 def test_start_weights_of_another_network_are_refused(tmp_path, change, message):
     """A stage that would stay random beside trained ones is an error, not a silence."""
     run = run_config(Phase(1, 1e-3))
-    weights = {**build_irnet_lc(8, **vars(TINY)).state_dict(), **change}
+    weights = {**build(8, **vars(TINY)).state_dict(), **change}
     with pytest.raises(InputError, match=message):
         fit(run, tmp_path, start={name: value for name, value in weights.items() if value is not None})
 
@@ -248,13 +249,33 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
 
 def test_frozen_phase_sets_modes():
     """set_trainable: gradients and train mode follow the phase."""
-    model = build_irnet_lc(3, width=0.125, blocks=(1, 1, 1), head_width=8)
+    model = build(3, width=0.125, blocks=(1, 1, 1), head_width=8)
     set_trainable(model, Phase(stages=(1, 3), freeze_bn=True))
     assert not any(p.requires_grad for p in model.stages[1].parameters()) and model.heads[2].training
     assert not any(m.training for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
     set_trainable(model, Phase(freeze_bn=True), new_heads=True)  # batch norms without pretrained values learn
     norms = lambda part: [m.training for m in part.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert not any(norms(model.stages)) and norms(model.heads) and all(norms(model.heads))
+
+
+def test_heads_are_new_once(tmp_path, monkeypatch):
+    """On pretrained stages the batch norms of heads learn in the phase that trains these heads first, and are frozen behind it as the others are;
+    a run that starts from another has no new heads."""
+    monkeypatch.setattr(training, "build", lambda *_, **given: build(8, **{**given, "weights": ""}))
+    asked, right = [], training.set_trainable
+    monkeypatch.setattr(training, "set_trainable", lambda model, phase, new_heads=False: asked.append((phase.heads, new_heads)) or right(model, phase, new_heads))
+    phases = [Phase(1, 1e-3, heads=heads, freeze_bn=True) for heads in ((1,), (2, 3), (1,), (3,))]
+    fit(replace(run := run_config(*phases), model=replace(run.model, weights="imagenet")), tmp_path / "a")
+    assert dict.fromkeys(asked) == dict.fromkeys([((1,), True), ((2, 3), True), ((1,), False), ((3,), False)])
+    asked.clear()
+    fit(replace(run, model=replace(run.model, weights="imagenet")), tmp_path / "b", start=build(8, **vars(TINY)).state_dict())
+    assert asked and not any(new for _, new in asked)
+
+
+def test_a_head_that_the_network_lacks(tmp_path):
+    """Systems of one stage have one head."""
+    with pytest.raises(InputError, match=r"network segnet has 1 stage, got a phase with head 3; give heads=\(1,\)"):
+        fit(replace(run_config(Phase(1, 1e-3)), model=ModelConfig("segnet", width=0.125)), tmp_path)
 
 
 @pytest.mark.skipif(training.autocast_dtype("bf16", torch.device("cpu")) is None, reason="this CPU does not compute in bfloat16")

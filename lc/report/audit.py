@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from lc.cascade import build_irnet_lc
+from lc.networks import build
 from lc.speed.cost import components
 from lc.experiments import BEST_RHO
 from lc.paper import published
@@ -149,7 +149,7 @@ def bound(cut: tuple[int, int], rho: str, rounding: float = 0.0) -> float:
 @cache
 def _body(cut: tuple[int, int] = (3, 5)) -> pd.DataFrame:
     """Parts of the full network without heads: stage, parameters, macs."""
-    parts = pd.DataFrame(components(build_irnet_lc(21, cut=cut), (512, 512)))
+    parts = pd.DataFrame(components(build(21, cut=cut), (512, 512)))
     return parts[~parts["component"].str.startswith("head")]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lc import paths
 from lc.report import audit, verdicts
-from lc.cascade import build_irnet_lc
+from lc.networks import build
 from lc.speed.cost import components
 from lc.paper import columns, published
 from lc.records import Record
@@ -159,10 +159,10 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
             near = min(abs(labelled - claimed), abs(every - claimed)) <= 0.05
             return _grade(near, True), f"{labelled:.1f} % of the labelled, {every:.1f} % of all pixels"
         case "label map":
-            size = build_irnet_lc(21).to("meta").eval()(torch.zeros(1, 3, 512, 512, device="meta"), 1.0).log_probs.shape[1:]
+            size = build(21).to("meta").eval()(torch.zeros(1, 3, 512, 512, device="meta"), 1.0).log_probs.shape[1:]
             return _grade(tuple(size) == (21, 64, 64)), " x ".join(map(str, size))
         case "parameters":
-            rows = components(build_irnet_lc(21), (512, 512))
+            rows = components(build(21), (512, 512))
             total, heads = (sum(r["parameters"] for r in rows if r["component"].startswith(start)) / 1e6 for start in ("", "head"))
             return _grade(abs(total - claimed) < 0.05, True), f"{total - heads:.2f} M, and {heads:.2f} M in heads of an assumed width"
         case "training":
@@ -170,7 +170,7 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
             return _grade(False, bool(rows) and all(row["speedup_low"] > 1 for row in rows)) if rows else "open", "a step: " + ", ".join(
                 f"{row['speedup']:.2f}x at rho = {row['rho']:g}" for row in rows) + "; time to equal accuracy not tested, no size is claimed"
         case "stage parameters":
-            rows = components(build_irnet_lc(21), (512, 512))
+            rows = components(build(21), (512, 512))
             millions = [sum(r["parameters"] for r in rows if r["stage"] == stage) / 1e6 for stage in (1, 2, 3)]
             said = ", ".join(f"{m:.1f} M" for m in millions)
             return _grade(min(millions[1:]) > 2 * millions[0], min(millions[1:]) > millions[0]), f"{said} in stages 1, 2, 3"

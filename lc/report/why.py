@@ -10,8 +10,8 @@ import pandas as pd
 
 from lc import metrics
 from lc.speed import cost
-from lc.cascade import build_irnet_lc
 from lc.experiments import EVERYWHERE, FULL, HALOS, catalogue
+from lc.networks import build
 from lc.studies import OUTSIDE
 from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, percent, seed_gains, variant, words
 
@@ -133,7 +133,7 @@ def account(ev: Evidence) -> str:
 def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
     """mIoU (percent, val) against multiply-adds (percent of the dense network's) along the halo: trained so, and at test time only."""
     first = next(iter(ev.records.values()))
-    model, size = build_irnet_lc(len(first["data"]["classes"]), **asdict(ev.profile.model)), first["data"]["size"]
+    model, size = build(len(first["data"]["classes"]), **asdict(ev.profile.model)), first["data"]["size"]
     stages = np.array([cost.cascade_macs(model, size, one) for one in np.eye(len(model.stages))]) / cost.dense_network_macs(model, size)
     points = {"trained with the halo": [(k, computed(ev, name)[0], percent(ev[name], "val")) for k, name in
               ((0, LC), *((k, name) for name, k in HALOS.items())) if computed(ev, name)]}
