@@ -41,8 +41,8 @@ notebook: $(READY) ## rerun one chapter, some with another threshold: NB=rho RHO
 	@$(LC) notebook $(NB) --set profile=$(or $(PROFILE),$(EVIDENCE)) $(if $(RHO),--set rho=$(RHO)) --html \
 	  --out build/notebook/$(NB)-$(or $(PROFILE),$(EVIDENCE))$(if $(RHO),-$(RHO)).ipynb
 
-test: $(READY) ## run the tests
-	@$(PY) -m pytest -q
+test: $(READY) ## run the tests, two files at a time
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 setup: $(READY) ## make .venv from requirements.lock
 

@@ -143,6 +143,16 @@ def test_predict_writes_nothing_when_one_image_is_bad(tmp_path):
     assert run.returncode == 2 and "image not found" in run.stderr and not out.exists()
 
 
+def test_rho_and_height_are_those_of_the_run(tmp_path, monkeypatch):
+    """The DSN is no cascade, and a run on large images sees large images, unless another rho or height is asked for."""
+    monkeypatch.setattr(runs, "trained", lambda *_: (torch.nn.Identity(), None)), monkeypatch.setattr("lc.speed.fast.prepare", lambda model: model)
+    asked = []
+    monkeypatch.setattr("lc.predict.write_overlays", lambda images, out, model, spec, rho, height: asked.append((rho, height)) or [])
+    for options in ((), ("--experiment", "dsn"), ("--experiment", "lc-large"), ("--experiment", "dsn", "--rho", "0.9", "--height", "64")):
+        assert main(["predict", *options, "--device", "cpu", str(image_at(tmp_path / "a.png"))]) == 0
+    assert asked == [(0.985, 180), (1.0, 180), (0.985, 360), (0.9, 64)]
+
+
 def test_predict(tmp_path):
     """The committed cascade on an image of any size: three overlays of the image's own size."""
     image_at(tmp_path / "a.png")

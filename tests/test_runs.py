@@ -144,6 +144,20 @@ def test_splits_are_shared():
     assert runs._split(data, "val", None) is runs._split(data, "val", None) is not runs._split(data, "test", None)
 
 
+def test_weights_that_are_committed_are_replaced(house):
+    """A run whose weights lie in results, where `weights_path` looks first, writes them there, though its entry is not published; else into
+    checkpoints. Images of another data set than the profile's are no examples of it."""
+    entry = catalogue("smoke")["irnet"]
+    entry = replace(entry, run=replace(entry.run, phases=entry.run.phases[:1], data=replace(entry.run.data, limit=6)))
+    assert runs.execute(entry, None, CPU)["weights"] is None and not (house / "results/smoke/examples.npz").exists()
+    trained = runs.weights_path(entry.name, entry.run)
+    old = house / "results/smoke/weights" / trained.name
+    old.parent.mkdir()
+    old.write_bytes(b"older weights")
+    assert runs.execute(entry, None, CPU)["weights"] == old.name and runs.weights_path(entry.name, entry.run) == old
+    assert old.read_bytes() == trained.read_bytes()
+
+
 ENDLESS = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
