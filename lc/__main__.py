@@ -42,8 +42,7 @@ def _device(name: str, timing: bool = False):
 
 def _asked(args, profile: str = SHOWN) -> tuple[str, experiments.RunConfig, float]:
     """The profile and the run that are asked for, and the threshold, by default the run's own; InputError outside [0, 1]."""
-    name = args.profile or profile
-    run = experiments.experiment(name, args.experiment).run
+    run = experiments.experiment(name := args.profile or profile, args.experiment).run
     return name, run, check_rho(run.rho if args.rho is None else args.rho)
 
 
@@ -116,8 +115,7 @@ def run(args) -> None:
 
 
 def train(args) -> None:
-    """Train one experiment with changed settings; weights and history go to --out, its record stays untouched (runs that it starts from, and whose
-    weights are not here, are made first, with their records)."""
+    """Train one experiment with changed settings, into --out; its record stays. Runs it needs, whose weights are not here, are made first."""
     from dataclasses import replace
     import torch
     from lc import config, runs
@@ -163,19 +161,19 @@ def bench(args) -> None:
 
 
 def _trained(args, timing: bool = False):
-    """The cascade that is asked for, its data set, and the height of the images it is given; timing: see _device."""
+    """The cascade that is asked for, its data set, rho, and the height of the images it is given; timing: see _device."""
     from lc import runs
-    name, run, _ = _asked(args)
-    return *runs.trained(name, args.experiment, _device(args.device, timing)), args.height or run.train.crop[0]
+    name, run, rho = _asked(args)
+    return *runs.trained(name, args.experiment, _device(args.device, timing)), rho, args.height or run.train.crop[0]
 
 
 def predict(args) -> None:
     """Label, stage and confidence maps of images, as PNG overlays."""
-    *_, rho = _asked(args)
+    _asked(args)
     from lc.speed import fast
     from lc import predict as predictor
     images = predictor.read_images(args.images)  # all of them, before anything is written
-    model, spec, height = _trained(args)
+    model, spec, rho, height = _trained(args)
     for path in predictor.write_overlays(images, args.out, fast.prepare(model), spec, rho, height):
         print(path)
 
@@ -199,11 +197,10 @@ def video(args) -> None:
     """Label and stage overlays of a folder of frames or a video file, at a chosen rho or a target in frames per second."""
     if args.fps is not None and args.rho is not None:
         raise InputError(f"--rho {args.rho:g} and --fps {args.fps:g} exclude each other, as --fps picks rho; leave one out")
-    *_, rho = _asked(args)
     if args.fps is not None and not args.fps > 0:
         raise InputError(f"--fps must be greater than 0, got {args.fps:g}")
     from lc import predict as predictor
-    model, spec, height = _trained(args, timing=True)
+    model, spec, rho, height = _trained(args, timing=True)
     predictor.video(args.source, args.out, model, spec, rho, args.fps, height)
     print(args.out)
 

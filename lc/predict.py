@@ -70,7 +70,7 @@ def predict(model: nn.Module, image: np.ndarray, rho: float, height: int | None 
 def overlays(image: np.ndarray, prediction: Prediction, spec: Spec) -> dict[str, np.ndarray]:
     """Pictures (H, W, 3) uint8: the image mixed with label colours, stage colours, and confidence."""
     heat = (colormaps["magma"](prediction.confidence)[..., :3] * 255).astype(np.uint8)
-    layers = {"labels": plots.colour(prediction.labels, spec.palette), "stages": plots.stage_map(prediction.stages), "confidence": heat}
+    layers = {"labels": plots.colour(prediction.labels, spec.palette), "stages": plots.colour(prediction.stages, plots.STAGE_RGB), "confidence": heat}
     return {name: ((image.astype(np.uint16) + 2 * layer.astype(np.uint16)) // 3).astype(np.uint8) for name, layer in layers.items()}
 
 

@@ -12,6 +12,7 @@ from PIL.ImageColor import getrgb
 
 STAGE_COLOURS = ("#f2c14e", "#5aa469", "#3d6fb6")  # yellow, green, blue, as in Fig. 2
 DIFFICULTY = {"ES": "#9bc1bc", "MS": "#f4a259", "HS": "#9d0208"}  # easy, moderate, extremely hard (Fig. 1)
+STAGE_RGB = [(255, 255, 255), *map(getrgb, STAGE_COLOURS)]  # by stage number
 DIFFICULTY_RGB = [getrgb(c) for c in DIFFICULTY.values()]
 UNKNOWN = (255, 0, 255)
 PAPER_COLOUR, OUR_COLOUR = "0.35", "#c8553d"
@@ -27,11 +28,6 @@ def colour(labels: np.ndarray, palette: Sequence) -> np.ndarray:
     table = np.full((256, 3), 255, np.uint8)
     table[:len(palette)] = palette
     return table[labels]
-
-
-def stage_map(decided: np.ndarray) -> np.ndarray:
-    """(H, W) stage numbers -> (H, W, 3) uint8 in the stages' colours."""
-    return np.array([(255, 255, 255), *map(getrgb, STAGE_COLOURS)], np.uint8)[decided]
 
 
 def panels(rows: list[list[np.ndarray]], titles: list[str], names: list[str] | None = None, cmap: str = "viridis") -> Figure:

@@ -4,8 +4,6 @@ from collections.abc import Iterable
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
-from lc.report import tables
-
 
 def say(*sentences: str) -> None:
     """Show sentences as text of the page, one paragraph each."""
@@ -17,11 +15,6 @@ def frames(items: pd.DataFrame | Iterable[pd.DataFrame], digits: int = 2, missin
     for frame in [items] if isinstance(items, pd.DataFrame) else items:
         style = frame.style.format(precision=digits, na_rep=missing).set_table_attributes('class="numbers"')
         display(style.set_caption(frame.attrs.get("caption", "")))
-
-
-def sources(ev: tables.Evidence, names: list[str] | None = None) -> None:
-    """The records behind a page: file, tier, seed, commit, device, data hash, and whether the code has changed since."""
-    page(tables.sources(ev, names))
 
 
 def page(frame: pd.DataFrame) -> None:

@@ -3,7 +3,6 @@
 A number of ours travels with its tier. `paper_and_ours` is the only way into a column next to the paper's; smoke runs and
 procedural data get a table of their own there.
 """
-import csv
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,8 +126,7 @@ def difference_printed(text: str) -> float | None:
 
 def listed(name: str) -> list[dict]:
     """The rows of results/<name>.csv."""
-    with open(paths.LISTS / f"{name}.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return pd.read_csv(paths.LISTS / f"{name}.csv", dtype=str, keep_default_na=False).to_dict("records")
 
 
 def paper_and_ours(paper: pd.DataFrame, ours: pd.DataFrame, ev: Evidence, label: str = "") -> list[pd.DataFrame]:

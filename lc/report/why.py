@@ -195,12 +195,3 @@ def class_verdict(table: pd.DataFrame, split: str) -> str:
         names = [f"{name} ({value:+.1f})" for name, value in table.loc[chosen, "LC - DSN"].sort_values().items()]
         parts.append(f"{word} in {len(names)} of {len(table)} classes" + (f" ({', '.join(names)})" if names else ""))
     return f"On {split}, LC is " + " and ".join(parts) + "; elsewhere the interval includes zero."
-
-
-def readings(ev: Evidence) -> str:
-    """Both readings of what a window finds outside its region, in mIoU: trained so, and changed at test time only."""
-    parts = [f"trained so, on {split}: {words(gain(ev, 'lc-dense-read', LC, split))}" for split in ev.splits]
-    if "study-context" in ev.records:
-        other, zeros = (variant(ev["study-context"], name) for name in ("the stage's input", "zeros"))
-        parts.append(f"changed at test time only, on val: {words(other - zeros)}")
-    return "mIoU of LC that reads the stage's input outside a region, less that of LC that reads zeros, in points: " + "; ".join(parts) + "."

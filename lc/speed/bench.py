@@ -150,10 +150,10 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
     rows, model = [], build(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
     folded, quick = fast.fold(model).to(dtype, memory_format=torch.channels_last), on_device(model, dtype) if static else fast.prepare(model)
-    dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image.to(dtype))
-    differences = {form: difference(call, cost.run_dense(model, image), form) for form, call in dense.items()}
+    dense, absent = dense_forms(cost.dense(folded), image.to(dtype))
+    differences = {form: difference(call, cost.dense(model)(image), form) for form, call in dense.items()}
     if not static:
-        dense["all active"] = lambda: cost.run_dense(quick, image)
+        dense["all active"] = partial(cost.dense(quick), image)
     for rho in ("0.985", "0.800"):
         (regions, shares), on = paper_regions(rho, grid, batch, device, static, model.halo), _network_on(quick, image.to(dtype))
         calls = [on(masks) for masks in regions]

@@ -65,12 +65,9 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def run_dense(model: LayerCascade, image: Tensor) -> Tensor:
+def dense(model: LayerCascade) -> nn.Module:
     """The dense opponent: the same stages and the last head, nothing else."""
-    x = image
-    for stage in model.stages:
-        x = stage(x)
-    return model.heads[-1](x)
+    return nn.Sequential(*model.stages, model.heads[-1])
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:

@@ -91,8 +91,8 @@ def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images
 def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, nn.Module], dict[str, Callable], dict[str, str]]:
     """The cascade's forms, calls of the dense network's on the image, and what is absent. compiled: see dense_forms."""
     sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
-    dense, absent = dense_forms(nn.Sequential(*folded.stages, folded.heads[-1]), image, compiled)
-    dense["all active"] = partial(cost.run_dense, sides["PyTorch"], image)
+    dense, absent = dense_forms(cost.dense(folded), image, compiled)
+    dense["all active"] = partial(cost.dense(sides["PyTorch"]), image)
     name, make = ("CUDA graph", on_device) if image.is_cuda else ("ONNX Runtime", exported.prepare)
     if name in dense:
         made, missing = ready({f"LC, {name}": lambda: partial(make(model), image)})
