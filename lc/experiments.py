@@ -19,10 +19,10 @@ EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
-LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of larger runs: name behind lc-large, lc-wide, lc-full; change
+LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of larger runs: name behind lc-large, lc-wide; change
 FULL = (24, 6)  # epochs of the paper's network in a small profile, initial and cascade training: what 2 cores with AMX train in two hours
 CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: kind of the file, and run
-    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "full") for key in LARGER))}}
+    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER), "lc-full", "lc-full-halo-2")}}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -198,8 +198,8 @@ def _larger(p: Profile) -> list[Experiment]:
     smaller, full = p.data.name != "shapes" and p.model.width < 1, PROFILES["camvid"]
     changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
                ("wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width)), LARGER, {}),
-               ("full", "the paper's network", replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)), LARGER,
-                {"epochs": FULL[1], "lr": full.cascade_lr})]
+               ("full", "the paper's network", replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)),
+                {"": {}, "-halo-2": {"halo": 2}}, {"epochs": FULL[1], "lr": full.cascade_lr})]
     return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
 
 

@@ -173,7 +173,7 @@ def test_timings_that_are_missing(house):
     """Of a profile's cascades and systems; another seed's timing is not the run's, nor one of a run whose name only begins alike."""
     folder = paths.results("camvid-lite") / "bench"
     folder.mkdir(parents=True)
-    large = [f"lc-{what}{key}" for what in ("large", "wide", "full") for key in ("", "-features", "-halo-2")]
+    large = [f"lc-{what}{key}" for what in ("large", "wide") for key in ("", "-features", "-halo-2")] + ["lc-full", "lc-full-halo-2"]
     assert records.bench_missing("camvid-lite") == ["cascade", "lc-halo-1", "lc-halo-2", "lc-halo-4", "lc-features", *large, "systems"]
     assert not set(large) & set(records.bench_missing("camvid"))
     for kind in ("cascade", "lc-halo-2-seed-1", "lc-halo-4", "lc-wide-features"):
@@ -187,6 +187,6 @@ def test_larger_runs_where_there_is_something_to_enlarge():
     lite, full = experiments.profile("camvid-lite"), experiments.profile("camvid")
     names = [entry.name for entry in experiments._larger(replace(lite, data=full.data))]
     assert "initial-wide" in names and "lc-full" in names and "initial-large" not in names and not experiments._larger(full)
-    initial, dsn, lc = experiments._larger(lite)[-5:-2]
+    initial, dsn, lc = experiments._larger(lite)[-4:-1]
     assert [entry.run.phases[0].lr for entry in (initial, dsn, lc)] == [full.lr, full.cascade_lr, full.cascade_lr] and lc.run.start == dsn.run.start == initial.run
     assert lc.run.model == full.model and (dsn.run.rho, lc.run.rho) == (1.0, 0.985) and lc.control == dsn.name == "dsn-full"
