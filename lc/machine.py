@@ -56,7 +56,8 @@ def alone_in(folder: Path):
         os.close(at)
 
 
-def end_with_parent() -> None:
-    """Have Linux end this process when the one that began it ends, however that happens: a killed run leaves no workers behind. On Linux only."""
+def end_with_parent(parent: int) -> None:
+    """Have Linux end this process when the one that began it, number `parent`, ends, however that happens: a killed run leaves no workers."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    os.getppid() == parent or os._exit(1)  # it may have ended before Linux was asked

@@ -114,8 +114,7 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
         import av
         file = av.open(str(source))
     except ImportError:
-        raise InputError(f"{source} is no folder of frames, and a video file needs PyAV: `.venv/bin/pip install -e .[video]`, "
-                         "or unpack its frames into a folder") from None
+        raise InputError(f"{source} is no folder of frames; a video file needs PyAV: `.venv/bin/pip install -e .[video]`, or unpack it") from None
     except (OSError, ValueError) as error:  # PyAV's errors are of both kinds
         raise InputError(f"{source} is no video that can be read ({error}); give a folder of frames, or another file") from None
     if not file.streams.video:

@@ -1,6 +1,7 @@
 """From the catalogue to records: plan what is missing, train it, evaluate it, write it down."""
 import importlib
 import io
+import os
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -50,8 +51,7 @@ def trained(profile_name: str, name: str, device: torch.device | str = "cpu") ->
 def _name_of(run: RunConfig) -> str:
     name = next((entry.name for entry in catalogue(run.profile).values() if entry.run == run), None)
     if name is None:
-        raise InputError(f"a run can begin only with one that profile {run.profile} lists; leave out what changes its start, or "
-                         "train without one (--set start=null)")
+        raise InputError(f"a run can begin only with one that profile {run.profile} lists; leave out what changes its start, or --set start=null")
     return name
 
 
@@ -61,7 +61,7 @@ def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0,
     due = with_needed(due)
     jobs = max(1, min(jobs, len(due)))  # one run has all the cores
     waiting, running = {entry.name: entry for entry in due}, {}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs),)) if jobs > 1 else _Here() as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs), os.getpid())) if jobs > 1 else _Here() as pool:
         while waiting or running:
             free = [entry for entry in waiting.values() if not needs(entry) & (waiting.keys() | set(running.values()))]
             for entry in free[:jobs - len(running)]:
@@ -101,9 +101,9 @@ def with_needed(due: list[Experiment]) -> list[Experiment]:
     return [*queue.values()]
 
 
-def _take_share(cores: int) -> None:
+def _take_share(cores: int, parent: int) -> None:
     """What a process does first that makes runs beside others."""
-    end_with_parent()
+    end_with_parent(parent)
     torch.set_num_threads(cores)
     keep_memory()
 

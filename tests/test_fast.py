@@ -551,7 +551,7 @@ def test_a_file_without_pictures(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments, message", [
     (("EMPTY",), "no frames in"), (("missing.mp4",), "video not found: missing.mp4"), (("EMPTY", "--fps", "0"), "--fps must be greater than 0, got 0"),
-    (("README.md",), "is no folder of frames, and a video file needs PyAV|is no video that can be read"), (("EMPTY", "--rho", "2"), "rho must be in")])
+    (("README.md",), "is no folder of frames; a video file needs PyAV|is no video that can be read"), (("EMPTY", "--rho", "2"), "rho must be in")])
 def test_bad_videos(arguments, message, tmp_path, capsys):
     """One line each."""
     assert main(["video", *(str(tmp_path) if a == "EMPTY" else a for a in arguments), "--device", "cpu"]) == 2

@@ -163,10 +163,17 @@ import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from lc import runs
-pool = ProcessPoolExecutor(1, get_context("spawn"), runs._take_share, (1,))
+pool = ProcessPoolExecutor(1, get_context("spawn"), runs._take_share, (1, os.getpid()))
 print(pool.submit(os.getpid).result(), flush=True)
 pool.submit(time.sleep, 300)
 """
+
+
+@pytest.mark.parametrize("parent, ends", [("os.getppid()", "goes on"), ("os.getppid() + 1", "")])
+def test_a_worker_whose_parent_has_ended_already_ends(parent, ends):
+    """Linux tells only of parents that end later: a run killed while its worker starts must not leave it training."""
+    code = f"import os; from lc.machine import end_with_parent; end_with_parent({parent}); print('goes on')"
+    assert subprocess.run([sys.executable, "-c", code], cwd=runs.paths.ROOT, capture_output=True, text=True).stdout.strip() == ends
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end a process with its parent")
