@@ -141,8 +141,8 @@ def _execute(entry: Experiment, root, device: torch.device, workers: int, folder
     file = f"{records.stem(entry.name, entry.run)}.safetensors"
     committed = paths.results(entry.run.profile) / "weights"
     home = committed if entry.publish or (committed / file).exists() else paths.checkpoints(entry.run.profile)  # where `weights_path` looks first
-    save_weights(model, home / file)
-    model = load_model(entry.run, train.num_classes, home / file, device)  # numbers are those of the weights on disk
+    save_weights(model, folder / file)
+    model = load_model(entry.run, train.num_classes, folder / file, device)  # numbers are those of the weights on disk
     results, arrays = {}, {}
     for split, data in splits.items():
         results[split] = evaluate(model, data, entry.run.rho)
@@ -157,6 +157,7 @@ def _execute(entry: Experiment, root, device: torch.device, workers: int, folder
         "parameters": sum(p.numel() for p in model.parameters()), "weights": file if home == committed else None,
         "metrics": {split: e.summary() for split, e in results.items()}, "sweep": [e.summary() for e in sweep]}
     anew = " was written anew" if records.find(entry) else ""
+    records.write_whole(home / file, (folder / file).read_bytes())  # only now: a run cut off before leaves earlier weights with their record
     record = records.write(entry, values, arrays, (folder / "history.jsonl").read_text())
     if entry.run.data == profile(entry.run.profile).data:
         _keep_examples(entry.run.profile, splits["val"])

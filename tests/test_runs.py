@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -156,6 +157,22 @@ def test_weights_that_are_committed_are_replaced(house):
     old.write_bytes(b"older weights")
     assert runs.execute(entry, None, CPU)["weights"] == old.name and runs.weights_path(entry.name, entry.run) == old
     assert old.read_bytes() == trained.read_bytes()
+
+
+def test_weights_and_record_are_replaced_together(house, monkeypatch):
+    """A run that is made again and cut off while it is evaluated leaves the earlier weights beside the earlier record, and can be gone on with."""
+    entry = catalogue("smoke")["irnet"]
+    entry = replace(entry, run=replace(entry.run, phases=entry.run.phases[:1], data=replace(entry.run.data, limit=6)))
+    path = house / "checkpoints/smoke" / f"{records.stem(entry.name, entry.run)}.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"earlier weights")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "evaluate", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            runs.execute(entry, None, CPU)
+    assert runs.weights_path(entry.name, entry.run).read_bytes() == b"earlier weights" and records.find(entry) is None
+    runs.execute(entry, None, CPU)
+    assert runs.weights_path(entry.name, entry.run).read_bytes() != b"earlier weights" and records.find(entry)
 
 
 ENDLESS = """
