@@ -405,16 +405,20 @@ def test_cut_off_bench_goes_on(tmp_path):
     assert len(timed) == 8 + 3
 
 
-def test_bench_of_several_processes(tmp_path, monkeypatch, capsys):
-    """Medians over processes, the dense form that is fastest by them, and each process's speed-up over it; a noisy process is begun again, not for ever."""
+def test_bench_of_several_processes(house, tmp_path, monkeypatch, capsys):
+    """Medians over processes, the dense form that is fastest by them, and each process's speed-up over it; a noisy process is begun again, not for ever.
+    A call goes on with the processes that another of the same code and arguments kept before it was cut off; processes that differ too much are not
+    kept."""
     said, asked, code = [], [], []
     def run(command, **_):
         asked.append(command)
         times = said.pop(0)
         if isinstance(times, str):
             return mock.Mock(returncode=2, stderr=f"UserWarning: a thing\nlc: {times}\n")
+        if times is None:
+            raise KeyboardInterrupt
         row = {"layer": "x", "batch": 1, "gap": {"calls": times[2] / 2}, "stage_ms": [times[0]], **timing.compare(dict(zip(("folded", "all active", "region"), (np.array([t]) for t in times))), 2.5)}
-        Path(command[-1]).write_text(json.dumps({"kind": "network", "source_hash": code.pop() if code else "h", "commit": "c", "rows": [row]}))
+        Path(command[-1]).write_text(json.dumps({"kind": "network", "source_hash": code.pop() if code else "0123456789", "commit": "c", "rows": [row]}))
         return mock.Mock(returncode=0)
     monkeypatch.setattr(timing, "subprocess", mock.Mock(run=run)), monkeypatch.setattr(timing, "NOISY", float("inf"))
     def call(*times):
@@ -428,17 +432,24 @@ def test_bench_of_several_processes(tmp_path, monkeypatch, capsys):
     assert (row["dense_form"], row["dense_ms"], row["region_ms"], row["speedups"], row["speedup"]) == ("all active", 10, 5, [2, 2.5, 2.2], 2.2)
     assert row["ratio"] == pytest.approx(0.88) and row["gap"] == {"calls": 2.5} and row["stage_ms"] == [12] and row["layer"] == "x" and row["batch"] == 1
     assert row["speedup_low"] == pytest.approx(2.1) and row["speedup_high"] == pytest.approx(2.35)
+    with pytest.raises(KeyboardInterrupt):
+        call(*rounds[:2], None)
+    with pytest.raises(InputError, match="^no such option$"):
+        said.append("no such option"), timing.pooled(["network", "--device=cpu", "--repeats=2"], 3, timing.CPU, None)
+    assert call(rounds[2])["rows"] == found["rows"] and said == []
     with pytest.raises(InputError, match=f"^{noisy}$"):
         call(noisy, rounds[0], noisy, *rounds[1:])
+    assert call(*rounds[1:])["rows"] == found["rows"] and said == []
     with pytest.raises(InputError, match="^no such device$"):
         call("no such device")
     monkeypatch.setattr(timing, "NOISY", 0.06)
     with pytest.raises(InputError, match="the dense side's quartiles are 10 and 15 ms"):
         call((30.0, 10.0, 5.0), (30.0, 10.0, 5.0), (30.0, 20.0, 5.0))
     monkeypatch.setattr(timing, "NOISY", float("inf"))
-    code[:] = "ab"
+    code[:] = ["another", "0123456789"]
     with pytest.raises(InputError, match="the code changed while it was timed"):
         call(*rounds)
+    assert call(*rounds[1:])["rows"] == found["rows"] and said == []
 
 
 def test_a_file_of_several_settings_is_shown_by_setting(house):

@@ -3,13 +3,13 @@ and the regions that they are timed on."""
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from unittest import mock
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lc import paths, records
 from lc.errors import InputError
-from lc.machine import device_name
+from lc.machine import alone_in, device_name
 from lc.paper import published
 from lc.region import Region
 from lc.speed import cost
@@ -81,23 +81,27 @@ def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: 
 def pooled(arguments: list[str], processes: int, device: torch.device, target: Path | None) -> Path:
     """`lc bench` with these arguments, in one process after the other, and of what they measured the medians: a process may be 5 to 10 % faster
     or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. One that finds the machine busy is begun again;
-    InputError once more than half as many were as are needed, if one fails otherwise, or if they differ too much (`compare`)."""
-    files, refused = [], 0
-    while len(files) < processes:
-        with TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "lc", "bench", *arguments, "--part", "--json", f"{folder}/part.json"]
+    InputError once more than half as many were as are needed, if one fails otherwise, or if they differ too much (`compare`). The next call of the
+    same code goes on with the processes that one which was cut off has kept."""
+    code, refused = provenance(device)["source_hash"], 0
+    folder = paths.folder(file_of("-".join([*arguments, code]), device, paths.ROOT / "build" / "bench").with_suffix(""))
+    with alone_in(folder):
+        while (kept := len([*folder.glob("*.json")])) < processes:
+            part = folder / f"{kept}.json"
+            command = [sys.executable, "-m", "lc", "bench", *arguments, "--part", "--json", str(part)]
             done, said = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True), "done"
             if done.returncode:
                 refused, said = refused + 1, (done.stderr.strip() or "a process was killed").splitlines()[-1].removeprefix("lc: ")
                 if "too noisy" not in said or 2 * refused > processes:
                     raise InputError(said)
-            else:
-                files.append(json.loads(Path(command[-1]).read_text()))
-        print(f"process {refused + len(files)}, {len(files)} of {processes} kept: {said}", flush=True)
-    if len({file["source_hash"] for file in files}) > 1:
-        raise InputError("the code changed while it was timed; run it again")
+            elif json.loads(part.read_text())["source_hash"] != code:
+                part.unlink()
+                raise InputError("the code changed while it was timed; run it again")
+            print(f"process {kept + refused + part.exists()}, {kept + part.exists()} of {processes} kept: {said}", flush=True)
+        files = [json.loads(part.read_text()) for part in sorted(folder.glob("*.json"))]
+    shutil.rmtree(folder)
     rows = [_together(rows) for rows in zip(*(file["rows"] for file in files))]
-    return write(files[0]["kind"], device, {**files[0], "processes": processes, "refused": refused, "rows": rows}, target)
+    return write(files[0]["kind"], device, {**files[0], "processes": len(files), "refused": refused, "rows": rows}, target)
 
 
 def _together(rows: tuple[dict, ...]) -> dict:
