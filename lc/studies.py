@@ -55,19 +55,23 @@ def difficulty_sets(label: np.ndarray, prediction: np.ndarray, confidence: np.nd
 
 
 def difficulty(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: float) -> tuple[dict, dict]:
-    """Fig. 1: ES, MS and HS per class, and how near to object boundaries HS pixels lie, for the whole LC and for its stage 1."""
+    """Fig. 1: ES, MS and HS per class, and how near to object boundaries HS pixels lie, for the whole LC and for its stage 1; and how many pixels
+    each stage decides within each of BANDS, and in all: `decided` (S, bands + 1)."""
     threshold, classes = published("text", "ms-score-below").value, data.num_classes
     sets, near = np.zeros((2, 3, classes), np.int64), np.zeros((2, 4, len(BANDS)), np.int64)  # near: ES, MS, HS, all
+    decided = np.zeros((len(model.stages), len(BANDS) + 1), np.int64)
     for out, labels in _forward(model, data, rho):
         distance = np.stack([boundary_distance(label) for label in labels.numpy()])
-        known = labels.numpy() != IGNORE
+        known, stage = labels.numpy() != IGNORE, cells_to_pixels(out.decided, labels.shape[1:]).cpu().numpy()
+        for s, chosen in enumerate((known & (stage == s) for s in range(1, 1 + len(decided)))):
+            decided[s] += [(distance[chosen] <= band).sum() for band in (*BANDS, np.inf)]
         for row, log_probs in enumerate((out.log_probs, out.fused[0])):
             confidence, guess = (x.cpu().numpy() for x in upsample(log_probs, labels.shape[1:]).softmax(1).max(1))
             kind = difficulty_sets(labels.numpy(), guess, confidence, threshold)
             sets[row] += np.bincount((kind * classes + labels.numpy())[known], minlength=3 * classes).reshape(3, classes)
             for k, chosen in enumerate([known & (kind == k) for k in range(3)] + [known]):
                 near[row, k] += [(distance[chosen] <= band).sum() for band in BANDS]
-    return {"threshold": threshold, "maps": ["LC", "stage 1"]}, {"sets": sets, "near": near}
+    return {"threshold": threshold, "maps": ["LC", "stage 1"]}, {"sets": sets, "near": near, "decided": decided}
 
 
 def context(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: float) -> tuple[dict, dict]:

@@ -65,6 +65,9 @@ def test_difficulty_counts_every_labelled_pixel_once(networks, data):
     expected = np.bincount(labels[labels != 255], minlength=8)
     assert (arrays["sets"].sum(1) == expected).all() and (np.diff(arrays["near"]) >= 0).all()
     np.testing.assert_array_equal(arrays["near"][:, :3].sum(1), arrays["near"][:, 3])
+    decided = arrays["decided"].sum(0)  # by all stages: the pixels within each band, and all
+    np.testing.assert_array_equal(decided, [*arrays["near"][0, 3], expected.sum()])
+    assert (arrays["decided"][:, -1] > 0).all()
     assert (arrays["near"][0, 3] <= expected.sum()).all() and not (arrays["sets"][0] == arrays["sets"][1]).all()
 
 
