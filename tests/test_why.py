@@ -108,15 +108,35 @@ def test_seeds_have_a_mean(house):
     row = why.seeds(ev).loc["lc-0.985 over dsn", "test"]
     assert row["seed 1"] == "+0.00 [+0.00, +0.00]" and row["seeds"] == 2 and float(row["mean"].split()[0]) == pytest.approx(float(row["apart"]) / 2, abs=0.02)
     ev.records.update(evidence("camvid", initial=0, irnet=0).records)
-    mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), ["mean", "apart"]]
+    mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), ["mean", "seed 0"]]
     found = verdicts.gains(ev)[0][ev.label]["val"]
-    assert list(found.index)[::2] == ["LC - DSN", "LC - IRNet"] and found.index[1].startswith(f"LC - DSN, mean of 2 seeds (greatest less least: {mean['apart']} and ")
+    assert list(found.index)[::2] == ["LC - DSN", "LC - IRNet"] and found.index[1].startswith(f"LC - DSN, mean of 2 seeds (val {mean['seed 0'].split()[0]}, +0.00; test ")
     assert len(found) == 3 and found.iloc[1] == mean["mean"]
     ev.records.update(evidence(dsn_large=0, lc_large=40, dsn_wide=0, lc_wide=40).records)
     ev["lc-wide"].values["parameters"] = 4_050_000
     found = verdicts.gains(ev)[0][ev.label]
     larger = verdicts.difference(ev, "lc-large", "dsn-large", "val").short.replace(" points", "")
     assert found["val"]["LC - DSN, 8x9, 1.00 M parameters"] == larger and larger.startswith("+") and found["val"]["LC - DSN, 8x9, 4.05 M parameters"].startswith("+")
+
+
+def test_a_mean_over_seeds_draws_seeds():
+    """Its first is the mean; seeds that differ widen the interval, seeds that agree do not; equal numbers of seeds are drawn alike, so differences are
+    paired."""
+    images = np.random.default_rng(0).normal(0, 0.1, 2001)
+    apart, alike = (tables.over_seeds([images + shift for shift in shifts]) for shifts in ((-1, 0, 1), (0, 0, 0)))
+    assert apart[0] == pytest.approx(images[0]) and np.allclose(alike, images)
+    low, high = tables.interval(apart)[1:]
+    assert low < -0.7 and high > 0.7 and np.ptp(tables.interval(alike)[1:]) < 0.5
+    assert np.allclose(tables.over_seeds([images - 1 + 5, images + 5, images + 1 + 5]) - apart, 5)
+
+
+def test_the_order_of_methods_says_where_it_is_not_clear(house):
+    """By mIoU on each split, of all seeds where all are here; ~ between two whose difference includes zero."""
+    ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=40)
+    for name in ("irnet", "dsn", "lc-0.985"):
+        for split in ev.splits:
+            ev[name]["metrics"][split]["miou"] = metrics.miou(ev[name].arrays[f"confusions_{split}"].sum(0))
+    assert "The methods by mIoU: LC > IRNet ~ DSN (val); LC > IRNet ~ DSN (test); paper: LC > DSN > DSN + Dropout > IRNet > MC." in verdicts.answers(ev)[0]
 
 
 def test_speed_at_equal_accuracy(house, monkeypatch):
@@ -135,11 +155,12 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "key": ev[run]["key"], "rows": timed}
                         for run, timed in {"cascade": [("lc-0.985", rows)], "lc-halo-4": [("lc-halo-4", rows), ("dsn", others)]}.get(kind, ())])
     answer, worst = verdicts.answers(ev)[2], tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], same))
-    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("begins above -0.5 points; the fastest that is, lc-halo-4 at rho = 0.995 (+0.00 [+0.00, +0.00] points), "
+    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("begins above -0.5 points; the fastest that is (by its lower quartile), lc-halo-4 at rho = 0.995 (+0.00 [+0.00, +0.00] points), "
             "reaches 1.30x [1.30, 1.30] over folded, where its multiply-adds allow 2.60x (a CPU, as set). The paper: 2.00x") in answer
     found = verdicts.fastest_equal(ev)[0]
     assert list(found.index) == ["lc-0.985: a CPU, as set", "lc-halo-4: a CPU, as set"] and list(found["equal"]) == ["no", "yes"] and found["rho"].iloc[1] == "0.995"
-    assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 3:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
+    assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 4:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
+    assert set(found["at 0.985 (test)"]) == {"+0.00 [+0.00, +0.00]"}
     table = verdicts.equal_accuracy(ev)
     assert list(table.xs("lc-halo-4")["equal"]) == ["yes", "yes", *["no"] * 5] and list(table["stage 3, %"]) == [30] * 14
     for row in rows:

@@ -107,6 +107,15 @@ def seed_gains(ev: Evidence, a: str, b: str, split: str) -> dict[int, np.ndarray
     return {seed: gain(ev, *pair, split) for seed, *pair in zip(ev.profile.seeds, of_seeds(ev, a), of_seeds(ev, b))}
 
 
+def over_seeds(drawn: list[np.ndarray]) -> np.ndarray:
+    """Draws of the mean over seeds, from those of each seed: of the seeds there are, then each of as many drawn from them with replacement. Of the
+    few there are this says little less than what another seed would do, but not nothing."""
+    values = np.stack(drawn)
+    picks = np.random.default_rng(0).integers(len(values), size=values.shape[::-1])
+    picks[0] = np.arange(len(values))
+    return np.take_along_axis(values.T, picks, 1).mean(1)
+
+
 def variant(record: records.Record, name: str) -> np.ndarray:
     """Draws of the mIoU of one variant of a study, in percent."""
     return draws(record, record.arrays["confusions"][record["study"]["variants"].index(name)])

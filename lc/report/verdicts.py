@@ -1,14 +1,15 @@
 """Records and published numbers -> sentences with intervals: whether a claim of the paper held. The rule is in Difference.verdict."""
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
-from lc.experiments import CASCADES, catalogue
+from lc.experiments import BEST_RHO, CASCADES, catalogue
 from lc.paper import published
 from lc.report import why
-from lc.report.tables import (METHODS, Evidence, decided_shares, difference_printed, difficulty_shares, draws, gain, interval, label_ratios,
-                               listed, methods, near_boundary, paper_and_ours, percent, printed, rho_runs, seed_gains,
+from lc.report.tables import (METHODS, MISSING, Evidence, decided_shares, difference_printed, difficulty_shares, draws, gain, interval, label_ratios,
+                               listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs, seed_gains,
                                selection_table, speed_files, words)
 
 SMALL = 0.5  # points of mIoU
@@ -61,7 +62,7 @@ def difference(ev: Evidence, a: str, b: str, split: str = "", seeds: bool = Fals
     drawn = [*seed_gains(ev, a, b, split).values()] if seeds else [gain(ev, a, b, split)]
     if len(drawn) == seeds or any(one is None for one in drawn):
         return None
-    return Difference(*interval(np.mean(drawn, axis=0)), images, split)
+    return Difference(*interval(over_seeds(drawn) if seeds else drawn[0]), images, split)
 
 
 def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str, effect: bool = True) -> str:
@@ -105,14 +106,13 @@ def stage_verdicts(ev: Evidence) -> list[str]:
     low, high = (published("text", "stage-2-label-ratio", side).value for side in ("low", "high"))
     return [*lines, f"The paper: all 20 foreground classes of VOC between {low:g} and {high:g} in stage 2 / stage 1. Harder classes go deeper: "
             "rank correlation of a class's IoU with its share of pixels decided in the last stage: "
-            f"{deeper(record):+.2f} over {len(record['data']['classes'])} classes."]
+            f"{tied(record, decided_shares(record).iloc[:, -1]):+.2f} over {len(record['data']['classes'])} classes."]
 
 
-def deeper(record) -> float:
-    """Rank correlation, over classes, of IoU and the share of pixels that the last stage decides; nan where nothing varies."""
-    last = decided_shares(record).iloc[:, -1]
-    iou = pd.Series(record["metrics"]["val"]["iou"], index=last.index, dtype=float)
-    return iou.corr(last, method="spearman") if min(iou.nunique(), last.nunique()) > 1 else float("nan")
+def tied(record, values: pd.Series) -> float:
+    """Rank correlation, over classes, of their IoU on val and these values; nan where nothing varies."""
+    iou = pd.Series(record["metrics"]["val"]["iou"], index=values.index, dtype=float)
+    return iou.corr(values, method="spearman") if min(iou.nunique(), values.nunique()) > 1 else float("nan")
 
 
 def difficulty_verdicts(ev: Evidence) -> list[str]:
@@ -178,14 +178,20 @@ def answers(ev: Evidence) -> list[str]:
 
 
 def _order(ev: Evidence) -> str:
-    """What Tables 1 and 2 say by order alone, in the paper and here, on val."""
+    """What Tables 1 and 2 say by order alone, in the paper and here."""
     ours, runs, paper = methods(ev)[-1][ev.label], rho_runs(ev), printed("1").loc["mIoU"]
-    means = ours.get(f"val, mean of {len(ev.profile.seeds)} seeds", ours["val"])
-    means = ours["val"] if means.isna().any() else means
-    ranked = lambda column: " > ".join(column.dropna().sort_values(ascending=False).index)
+    ranks = "; ".join(_ranked(ev, ours, split) for split in ev.splits)
     better = lambda scores: f"{sum(value > scores['1'] for value in scores.values())} of {len(scores) - 1}"
-    return (f"The methods by mIoU: {ranked(means)} ({means.name}); paper: {ranked(printed('2')['mIoU'])}. Thresholds below 1 that beat rho = 1: "
-            f"{better({rho: percent(run, 'val') for rho, run in runs.items()})}; paper: {better(dict(paper))}.")
+    return (f"The methods by mIoU: {ranks}; paper: {' > '.join(printed('2')['mIoU'].sort_values(ascending=False).index)}. Thresholds below 1 that "
+            f"beat rho = 1: {better({rho: percent(run, 'val') for rho, run in runs.items()})} (val); paper: {better(dict(paper))}.")
+
+
+def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
+    """The methods that are here by mIoU on a split, of all seeds where there are several; ~ where the interval of a step includes zero."""
+    mean = table.get(f"{split}, mean of {len(ev.profile.seeds)} seeds", table[split])
+    scores = (table[split] if mean.isna().any() else mean).dropna().sort_values(ascending=False)
+    steps = [difference(ev, METHODS[a], METHODS[b], split, seeds=scores.name != split) for a, b in pairwise(scores.index)]
+    return scores.index[0] + "".join(f" {'>' if step.low > 0 else '~'} {name}" for step, name in zip(steps, scores.index[1:])) + f" ({scores.name})"
 
 
 def _speedups(ev: Evidence) -> pd.DataFrame:
@@ -247,7 +253,7 @@ def _equal_accuracy(ev: Evidence) -> list[str]:
     best = "none is"
     if len(same):
         (name, rho, where), row = same["lower"].idxmax(), same.loc[same["lower"].idxmax()]
-        best = (f"the fastest that is, {name} at rho = {rho} ({row['less the DSN']} points), reaches {row['speed-up']:.2f}x [{row['lower']:.2f}, "
+        best = (f"the fastest that is (by its lower quartile), {name} at rho = {rho} ({row['less the DSN']} points), reaches {row['speed-up']:.2f}x [{row['lower']:.2f}, "
                 f"{row['upper']:.2f}] over {row['dense form']}, where its multiply-adds allow {row['ideal']:.2f}x ({where})")
     return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the interval of LC "
             f"less the DSN with the same images and width, on val, begins above -{SMALL:g} points; {best}. The paper: "
@@ -255,13 +261,15 @@ def _equal_accuracy(ev: Evidence) -> list[str]:
 
 
 def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
-    """Of each cascade in `equal_accuracy`, by setting: the fastest row that is equal, else the one that comes nearest to its DSN."""
-    table, rows = equal_accuracy(ev), {}
+    """Of each cascade in `equal_accuracy`, by setting: the fastest row that is equal, else the one that comes nearest to its DSN; beside it the
+    difference on test, where a cascade is evaluated at the rho of its training."""
+    table, rows, entries = equal_accuracy(ev), {}, catalogue(ev.profile.name)
     for (name, where), part in table.groupby(level=[0, 2], sort=False):
         same = part[part["equal"] == "yes"]
         at = same["lower"].idxmax() if len(same) else (part["mIoU"] - part["DSN"]).idxmax()
         row = part.loc[at]
-        rows[f"{name}: {where}"] = {"rho": at[1], "LC - DSN, points (val)": row["less the DSN"], "equal": row["equal"], "speed-up":
+        tested = {f"at {BEST_RHO} (test)": words(gain(ev, name, entries[name].control or METHODS["DSN"], "test"))} if "test" in ev.splits else {}
+        rows[f"{name}: {where}"] = {"rho": at[1], "LC - DSN, points (val)": row["less the DSN"], **tested, "equal": row["equal"], "speed-up":
                                     f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]",
                                     "ideal": f"{row['ideal']:.2f}x", "dense form": row["dense form"]}
     return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
@@ -276,18 +284,21 @@ def _scope(ev: Evidence) -> str:
 
 
 def gains(ev: Evidence) -> list[pd.DataFrame]:
-    """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals: of the first seed, of the mean over seeds, of the runs
-    with larger images, a wider network and the paper's, where they are here."""
+    """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals: of the first seed, of the mean over seeds, of the other
+    reading of Sec. 3.2, of the runs with larger images, a wider network and the paper's, where they are here."""
     miou, over, ours = printed("2")["mIoU"], why.seeds(ev), {}
     paper = {f"LC - {other}": f"{miou['LC'] - miou[other]:+.2f}" for other in ("DSN", "IRNet")}
     pairs = {f"LC - {other}": (METHODS["LC"], METHODS[other]) for other in ("DSN", "IRNet")}
     for lc, dsn in ((f"lc-{name}", f"dsn-{name}") for name in ("large", "wide", "full")):
         if {lc, dsn} <= set(ev.records):
             pairs[f"LC - DSN, {'x'.join(map(str, ev[lc]['data']['size']))}, {ev[lc]['parameters'] / 1e6:.2f} M parameters"] = lc, dsn
+    if "lc-dense-read" in ev.records:
+        pairs["LC - DSN, reading dense (the outside of residual sums copied)"] = "lc-dense-read", METHODS["DSN"]
     for head, (a, b) in pairs.items():
         ours[head] = {split: words(gain(ev, a, b, split)) for split in ev.splits}
         if (name := f"{a} over {b}") in over.index and ((mean := over.loc[name])["seeds"] > 1).all():
-            ours[f"{head}, mean of {mean['seeds'].iloc[0]} seeds (greatest less least: {' and '.join(mean['apart'])})"] = dict(mean["mean"])
+            each = "; ".join(f"{split} " + ", ".join(text.split()[0] for text in row.filter(like="seed ") if text != MISSING) for split, row in mean.iterrows())
+            ours[f"{head}, mean of {mean['seeds'].iloc[0]} seeds ({each})"] = dict(mean["mean"])
     rows = pd.DataFrame({"VOC12 val": paper}).reindex([*ours])
     return paper_and_ours(rows, pd.DataFrame(ours).T, ev)
 

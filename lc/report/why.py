@@ -13,7 +13,7 @@ from lc.speed import cost
 from lc.experiments import EVERYWHERE, FULL, HALOS, catalogue
 from lc.networks import build
 from lc.studies import OUTSIDE
-from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, percent, seed_gains, variant, words
+from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, over_seeds, percent, seed_gains, variant, words
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
@@ -165,7 +165,7 @@ def border(ev: Evidence) -> pd.DataFrame:
 
 def seeds(ev: Evidence) -> pd.DataFrame:
     """Gains of LC, plain, with a halo and reading features, over DSN and IRNet, and of the other methods of Table 2: per seed and their
-    mean, on both splits; intervals over images."""
+    mean, on both splits; intervals over images, of the mean over seeds too."""
     others = ("LC", "MC"), ("LC", "DSN + Dropout"), ("DSN + Dropout", "DSN"), ("MC", "IRNet"), ("DSN", "IRNet")
     pairs = [(lc, control) for lc in (LC, HALO, "lc-features") for control in (DSN, IRNET)]
     rows = {}
@@ -174,7 +174,7 @@ def seeds(ev: Evidence) -> pd.DataFrame:
             found = seed_gains(ev, a, b, split)
             there = [drawn for drawn in found.values() if drawn is not None]
             rows[f"{a} over {b}", split] = {**{f"seed {seed}": words(drawn) for seed, drawn in found.items()}, "seeds": len(there),
-                                            "mean": words(np.mean(there, axis=0)) if there else MISSING,
+                                            "mean": words(over_seeds(there)) if there else MISSING,
                                             "apart": f"{np.ptp([d[0] for d in there]):.2f}" if len(there) > 1 else ""}
     return pd.DataFrame(rows).T.rename_axis(["gain", "split"])
 
