@@ -150,7 +150,7 @@ def test_exported(model, name, reading, halo):
     cascade = copy.deepcopy(model) if name == "irnet" else other(name, 0.125) if name != "cut" else \
         seasoned(build(4, width=0.125, blocks=(1, 1, 1), head_width=8, cut=(3, 4)))
     cascade.reading, cascade.halo = reading, halo
-    made = exported.prepare(cascade)
+    made = exported.Exported(cascade)
     for images, size in ((1, (72, 88)), (2, (64, 64))):
         x = torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(images))
         for rho, depth in ((1.0, None), (between(cascade, x, 0.5), None), (between(cascade, x, 0.2), None), (between(cascade, x, 0.2), 2), (0.0, None)):
@@ -165,7 +165,7 @@ def test_exported_sends_everybody_on_at_rho_1(model):
     """A probability of exactly 1 does not exit there, and does at any rho below."""
     cascade = copy.deepcopy(model)
     cascade.heads[0].classify.bias[0] = 1000.0
-    made, x = exported.prepare(cascade), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    made, x = exported.Exported(cascade), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert (made(x, 1.0).decided == 3).all() and (made(x, 0.999).decided == 1).all()
 
 
@@ -176,13 +176,14 @@ def same(found, wanted) -> None:
 
 
 def test_what_cannot_be_exported_says_so(model):
-    """A reading without a fast form, and a part without a graph."""
+    """A reading without a fast form, and parts without a graph, alone or in a row."""
     cascade = copy.deepcopy(model)
     cascade.reading = "interpolated"
-    with pytest.raises(ValueError, match="a cascade with reading 'interpolated' has no graph: call it itself"):
-        exported.prepare(cascade)
-    with pytest.raises(ValueError, match="no graph for Sigmoid: call the cascade itself"):
-        exported.as_parts(fast_module.FastStage(nn.Sigmoid()))
+    with pytest.raises(ValueError, match="no graph for Conv2d, Dropout, Mixed, .* with reading 'interpolated': call the cascade itself"):
+        exported.Exported(cascade)
+    cascade.reading, cascade.heads[1], cascade.heads[2] = "zero", nn.Sequential(nn.Sigmoid()), nn.Conv2d(256, 256, 1)
+    with pytest.raises(ValueError, match="no graph for Conv2d, Sigmoid with reading 'zero': call the cascade itself"):
+        exported.Exported(cascade)
 
 
 def test_every_block_is_fast(model):

@@ -135,7 +135,7 @@ def test_what_has_no_kernel():
     """An error that names the parts."""
     cascade = other("vgg16", 0.125)
     cascade.heads[2] = torch.nn.Conv2d(64, 4, 1)
-    with pytest.raises(ValueError, match="no kernel for Conv2d: call the cascade itself"):
+    with pytest.raises(ValueError, match="no graph for Conv2d with reading 'zero': call the cascade itself"):
         kernels.DeviceCascade(cascade)
 
 

@@ -5,72 +5,53 @@ time in PyTorch (results/NOTES.md).
 Cells: the K = N h w places of the stride-8 grid, as rows. A map of the active ones has a row of zeros in front, so that 0 says "not there".
 """
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc.cascade import CascadeOutput, LayerCascade
-from lc.errors import check_rho
+from lc.cascade import LayerCascade
 from lc.region import Region, _pair
-from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, Product, fold
-from lc.speed.fast import prepare as prepared
+from lc.region_conv import _as_rows
+from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, GraphCascade, Product
 from lc.speed.opponents import session
 from lc.winograd import cells_around
 
 
-def prepare(model: LayerCascade) -> "Exported":
-    """A copy of a trained cascade for inference on a CPU, as lc.speed.fast.prepare gives it, in ONNX Runtime: call it like the original. ValueError
-    for a cascade whose later stages have no fast form."""
-    return Exported(model)
-
-
-class Exported(nn.Module):
-    """A cascade whose calls run in a graph, made at the first call for each size of image and depth: sizes that a graph leaves open cost half of
-    stage 1's speed."""
+class Exported(GraphCascade):
+    """A trained cascade for inference on a CPU, in ONNX Runtime: sizes that a graph leaves open cost half of stage 1's speed."""
 
     def __init__(self, model: LayerCascade):
-        super().__init__()
-        first, later = fold(model), prepared(model)
-        if not all(isinstance(stage, FastStage) for stage in later.stages[1:]):
-            raise ValueError(f"a cascade with reading {model.reading!r} has no graph: call it itself, or lc.speed.fast.prepare")
-        self.stages, self.heads = (nn.ModuleList([parts[0], *map(as_parts, rest[1:])])
-                                   for parts, rest in ((first.stages, later.stages), (first.heads, later.heads)))
-        self.halo, self.features, self.calls = model.halo, model.reading == "features", {}
+        super().__init__(model)
+        self.features = model.reading == "features"
 
-    @torch.no_grad()
-    def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:
-        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever
-        they are sure of."""
-        rho, key = check_rho(rho), (*image.shape, depth, len(masks))
-        values = (image, torch.tensor(rho if rho < 1 else math.inf), *masks)  # rho = 1 is a rule: nobody exits
-        if key not in self.calls:
-            graph = Graph(self.stages[:depth], self.heads[:depth], self.halo, self.features)
-            self.calls[key] = session(graph, values, ["image", "rho", *(f"mask{i}" for i in range(len(masks)))])
-        log_probs, handed = self.calls[key](*values)
-        return CascadeOutput(log_probs, handed.sum(0, dtype=torch.uint8), handed=list(handed))
+    def graph(self, depth: int | None, *values: Tensor) -> Callable[..., list[Tensor]]:
+        """One session of ONNX Runtime."""
+        forward = Graph(self.first, self.later[:None if depth is None else depth - 1], self.halo, self.features)
+        return session(forward, values, ["image", "rho", *(f"mask{i}" for i in range(len(values) - 2))])
 
 
 class Graph(nn.Module):
-    """LayerCascade.forward in operations that any engine has. stages, heads: the first one dense, the others as_parts; features: are they read."""
+    """LayerCascade.forward in operations that any engine has. first, later: of a GraphCascade; features: are they read."""
 
-    def __init__(self, stages: nn.ModuleList, heads: nn.ModuleList, halo: int, features: bool):
+    def __init__(self, first: nn.ModuleList, later: list, halo: int, features: bool):
         super().__init__()
-        self.stages, self.heads, self.halo, self.features = stages, heads, halo, features
+        self.first, self.later, self.halo, self.features = first, later, halo, features
 
     def forward(self, image: Tensor, rho: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W), () and (N, h, w) each to log_probs (N, K, h, w) and handed (S, N, h, w)."""
-        features = self.stages[0](image)
-        log_probs = self.heads[0](features).log_softmax(dim=1)
+        features = self.first[0](image)
+        log_probs = self.first[1](features).log_softmax(dim=1)
         shape = [int(side) for side in (len(log_probs), *log_probs.shape[2:])]  # numbers, so that tables of the grid are constants
         grid = Region(torch.ones(shape, dtype=torch.bool))
-        source, place, log_probs, handed = _cells(features), None, _cells(log_probs), [grid.mask]  # place: the row of each cell, None: its own
-        for number in range(1, len(self.stages)):
-            handed.append(handed[-1] & (masks[number - 1] if masks else (log_probs.amax(1).exp() < rho).view(shape)))
+        source, place, log_probs, handed = _as_rows(features), None, _as_rows(log_probs), [grid.mask]  # place: the row of each cell, None: its own
+        for number, (stage, head) in enumerate(self.later):
+            handed.append(handed[-1] & (masks[number] if masks else (log_probs.amax(1).exp() < rho).view(shape)))
             pixels = Pixels(Region(handed[-1]).dilate(self.halo).mask, grid)
             rows = source.index_select(0, pixels.index if place is None else place.index_select(0, pixels.index))
-            rows, outside = _run(self.stages[number], rows, pixels, source if self.features else None)
-            logits = pixels.cells(_run(self.heads[number], rows, pixels)[0]).log_softmax(dim=1)
+            rows, outside = _run(stage, rows, pixels, source if self.features else None)
+            logits = pixels.cells(_run(head, rows, pixels)[0]).log_softmax(dim=1)
             log_probs = torch.where(handed[-1].view(-1, 1), logits, log_probs)
             source, place = (pixels.cells(rows, outside), None) if self.features else (_behind_zeros(rows), pixels.rows_of)
         return log_probs.view(*shape, -1).permute(0, 3, 1, 2), torch.stack(handed)
@@ -101,24 +82,11 @@ class Pixels(Region):
         return torch.cat([rows, rows.new_zeros(1)]).index_select(0, windows.flatten()), ring
 
 
-def as_parts(stage: nn.Module) -> nn.ModuleList:
-    """The parts of a FastStage in a row; ValueError for one that has no graph."""
-    parts = [part for item in stage.children() for part in (item if type(item) is nn.Sequential else [item])]
-    for part in parts:
-        if not isinstance(part, (FastConv, FastPool, FastMixed)):
-            raise ValueError(f"no graph for {type(part).__name__}: call the cascade itself, or lc.speed.fast.prepare")
-    return nn.ModuleList(parts)
-
-
-def _cells(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
 def _behind_zeros(rows: Tensor) -> Tensor:
     return torch.cat([torch.zeros(1, int(rows.shape[1]), dtype=rows.dtype), rows])  # a number, so that the zeros are a constant
 
 
-def _run(parts: nn.ModuleList, rows: Tensor, pixels: Pixels, outside: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def _run(parts: list[nn.Module], rows: Tensor, pixels: Pixels, outside: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Rows (P, C) to (P, O), and what is left outside them: only residual sums carry it along."""
     for part in parts:
         run = _mixed if isinstance(part, FastMixed) else _pooled if isinstance(part, FastPool) else _conv

@@ -7,12 +7,12 @@ its matmul here), as plain matrix products elsewhere. A dense map is the full re
 bottleneck is a residual block with one branch.
 """
 import copy
+import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lc import winograd
 from lc.backbone import ConvBN, Head, Mixed, Residual
-from lc.cascade import LayerCascade
+from lc.cascade import CascadeOutput, LayerCascade
+from lc.errors import check_rho
 from lc.machine import keep_memory
 from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
@@ -41,8 +42,7 @@ def prepare(model: LayerCascade) -> LayerCascade:
     at_work = (m for m in model.stages[0].modules() if isinstance(m, FastStage) or m._parameters or m._buffers)
     if isinstance(next(at_work, None), FastStage | None):  # a block, here or in the next stage, would overwrite the caller's image
         model.stages[0] = nn.Sequential(Copy(), model.stages[0])
-    blocks = [block for stage in model.stages[1:] for part in (stage if _in_order(stage) else [stage])
-              for block in (part if type(part) is nn.Sequential else [part])]
+    blocks = [block for stage in model.stages[1:] for block in _in_a_row(stage)]
     if not (model.reading == "zero" or model.reading == "features" and all(isinstance(block, (Residual, Mixed)) for block in blocks)):
         return model
     for number, (stage, head) in enumerate(zip(model.stages[1:], model.heads[1:]), start=1):
@@ -63,6 +63,11 @@ class Copy(nn.Module):
 def _in_order(part: nn.Module) -> bool:
     """Whether a module calls its children one after the other, as they were defined."""
     return type(part).forward is nn.Sequential.forward
+
+
+def _in_a_row(stage: nn.Module) -> list[nn.Module]:
+    """What a stage calls one after the other."""
+    return [part for child in stage for part in _in_a_row(child)] if _in_order(stage) or isinstance(stage, FastStage) else [stage]
 
 
 def quick(part: nn.Module) -> nn.Module:
@@ -141,7 +146,7 @@ def _fold(module: nn.Module) -> None:
         else:
             _fold(child)
     known = _in_order(module) or isinstance(module, (ConvNormAct, BasicBlock, Bottleneck))  # of others, who knows what they call in which order
-    for (name, conv), (after, norm) in pairwise(list(module._modules.items()) if known else ()):
+    for (name, conv), (after, norm) in itertools.pairwise(list(module._modules.items()) if known else ()):
         if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:  # timm's may hold its activation
             setattr(module, name, fuse_conv_bn_eval(conv, norm))
             setattr(module, after, getattr(norm, "act", nn.Identity()))
@@ -286,3 +291,33 @@ class FastResidual(FastMixed):
         """(P, C) to (P, O); in place where the shortcut is the input itself."""
         total = rows if self.shortcut is None else self.shortcut(rows)
         return self.project.add_to(total, super().on_rows(rows, region, outside))
+
+
+class GraphCascade(nn.Module):
+    """A cascade for inference whose calls run in graphs, one for each size of image and depth, made at its first call: call it like the original.
+    first: stage 1 and its head, folded; later: of each other stage the fast parts, and those of its head. ValueError for a part that has none."""
+
+    def __init__(self, model: LayerCascade):
+        super().__init__()
+        folded, prepared = fold(model), prepare(model)
+        self.first, self.halo, self.graphs = nn.ModuleList([folded.stages[0], folded.heads[0]]), model.halo, {}
+        self.later = [(_in_a_row(stage), _in_a_row(head)) for stage, head in zip(prepared.stages[1:], prepared.heads[1:])]
+        unknown = {type(part).__name__ for parts in itertools.chain(*self.later) for part in parts if not isinstance(part, OnRows)}
+        if unknown:
+            raise ValueError(f"no graph for {', '.join(sorted(unknown))} with reading {model.reading!r}: call the cascade itself, or "
+                             "lc.speed.fast.prepare")
+
+    def graph(self, depth: int | None, *values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+        """From image (N, 3, H, W), rho () and masks (N, h, w), of the sizes of these values, to log_probs (N, K, h, w) and handed (S, N, h, w)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:
+        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever
+        they are sure of."""
+        rho, key = check_rho(rho), (*image.shape, depth, len(masks))
+        values = (image, torch.full((), rho if rho < 1 else math.inf, device=image.device), *masks)  # rho = 1 is a rule: nobody exits
+        if key not in self.graphs:
+            self.graphs[key] = self.graph(depth, *values)
+        log_probs, handed = self.graphs[key](*values)
+        return CascadeOutput(log_probs, handed.sum(0, dtype=torch.uint8), handed=list(handed))

@@ -18,10 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from lc.cascade import CascadeOutput, LayerCascade
-from lc.errors import check_rho
+from lc.cascade import LayerCascade
 from lc.region import _pair
-from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, FastStage, fold, prepare
+from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, GraphCascade
 
 INTERPRETED = triton.knobs.runtime.interpret
 TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
@@ -227,35 +226,22 @@ class DeviceMixed:
 DEVICE = {FastConv: DeviceConv, FastPool: DevicePool, FastMixed: DeviceMixed, FastResidual: DeviceMixed}
 
 
-class DeviceCascade(nn.Module):
-    """A cascade for inference in which no step depends on the host: call it like the original. On a GPU each size of image (and depth) is one
-    CUDA graph, made at its first call, whose output the next call overwrites. ValueError for what has no kernel."""
+class DeviceCascade(GraphCascade):
+    """A cascade for inference in which no step depends on the host: on a GPU one CUDA graph, whose output the next call overwrites. ValueError for
+    what has no kernel."""
 
     def __init__(self, model: LayerCascade, dtype: torch.dtype = torch.float32):
-        super().__init__()
         if model.reading != "zero":
             raise ValueError(f"only zeros outside the region, got reading {model.reading!r}: call the cascade itself")
-        folded, model, self.halo, self.dtype, self.calls = fold(model), prepare(model), model.halo, dtype, {}
-        self.first = nn.ModuleList([folded.stages[0], folded.heads[0]]).to(dtype=dtype, memory_format=torch.channels_last)
-        flat, heads = ([[part for item in row for part in (item if isinstance(item, nn.Sequential) else [item])] for row in rows] for rows in (
-            model.stages[1:], [head if isinstance(head, FastStage) else [head] for head in model.heads[1:]]))
-        unknown = {type(part).__name__ for parts in (*flat, *heads) for part in parts if type(part) not in DEVICE}
-        if unknown:
-            raise ValueError(f"no kernel for {', '.join(sorted(unknown))}: call the cascade itself")
-        self.later = [[[DEVICE[type(part)](part, dtype) for part in parts] for parts in both] for both in zip(flat, heads)]
+        super().__init__(model)
+        self.first.to(dtype=dtype, memory_format=torch.channels_last)
+        self.dtype, self.later = dtype, [[[DEVICE[type(part)](part, dtype) for part in parts] for parts in both] for both in self.later]
 
-    @torch.no_grad()
-    def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:
-        """As LayerCascade; of the output log_probs, decided and handed. masks: (N, h, w) bool each, pixels to hand to stages 2, 3, ... whatever
-        they are sure of."""
-        rho, key = check_rho(rho), (*image.shape, depth, len(masks))
-        values = (image, torch.full((), rho if rho < 1 else math.inf, device=image.device), *masks)  # rho = 1 is a rule: nobody exits
-        if key not in self.calls:
-            if image.is_cuda:  # tiles are chosen with every pixel active
-                self.steps(depth, image, torch.full((), math.inf, device=image.device))
-            self.calls[key] = capture(partial(self.steps, depth), *values)
-        log_probs, handed = self.calls[key](*values)
-        return CascadeOutput(log_probs, handed.sum(0, dtype=torch.uint8), handed=list(handed))
+    def graph(self, depth: int | None, image: Tensor, *values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`steps` as one CUDA graph."""
+        if image.is_cuda:  # tiles are chosen with every pixel active
+            self.steps(depth, image, torch.full((), math.inf, device=image.device))
+        return capture(partial(self.steps, depth), image, *values)
 
     def steps(self, depth: int | None, image: Tensor, rho: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         """What a graph holds: (N, 3, H, W), () and (N, h, w) each to log_probs (N, K, h, w) and handed (S, N, h, w)."""

@@ -93,7 +93,7 @@ def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str,
     sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
     dense, absent = dense_forms(cost.dense(folded), image, compiled)
     dense["all active"] = partial(cost.dense(sides["PyTorch"]), image)
-    name, make = ("CUDA graph", on_device) if image.is_cuda else ("ONNX Runtime", exported.prepare)
+    name, make = ("CUDA graph", on_device) if image.is_cuda else ("ONNX Runtime", exported.Exported)
     if name in dense:
         made, missing = ready({f"LC, {name}": lambda: partial(make(model), image)})
         sides, absent = sides | {name: call.func for call in made.values()}, absent | missing
