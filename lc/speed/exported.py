@@ -94,9 +94,9 @@ def _run(parts: list[nn.Module], rows: Tensor, pixels: Pixels, outside: Tensor |
     return rows, outside
 
 
-def _linear(product: Product, rows: Tensor, relu: bool | None = None) -> Tensor:
+def _linear(product: Product, rows: Tensor) -> Tensor:
     made = F.linear(rows, product.weight, product.bias)
-    return made.relu() if (product.relu if relu is None else relu) else made
+    return made.relu() if product.relu else made
 
 
 def _gathered(rows: Tensor, pixels: Pixels, window: tuple, outside: Tensor | None, entry: Product | None = None) -> Tensor:
@@ -128,5 +128,5 @@ def _mixed(part: FastMixed, rows: Tensor, pixels: Pixels, outside: Tensor | None
     made = torch.cat([*outputs, *([] if part.pool is None else [_pooled(part.pool, rows, pixels, outside)])], dim=1)
     if not isinstance(part, FastResidual):
         return made
-    made = (rows if part.shortcut is None else _linear(part.shortcut, rows)) + _linear(part.project, made, relu=False)
-    return made.relu() if part.project.relu else made
+    made = (rows if part.shortcut is None else _linear(part.shortcut, rows)) + _linear(part.project, made)
+    return made.relu() if part.relu else made

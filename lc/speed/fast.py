@@ -170,21 +170,13 @@ class Product:
         """Whether packed weights can be had for this input."""
         return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
-    def __call__(self, rows: Tensor, relu: bool | None = None) -> Tensor:
-        relu = self.relu if relu is None else relu
+    def __call__(self, rows: Tensor) -> Tensor:
         if not self.packs(rows):
             made = F.linear(rows, self.weight, self.bias)
-            return made.relu_() if relu else made
+            return made.relu_() if self.relu else made
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, len(rows))
-        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "relu" if relu else "none", [], "")
-
-    def add_to(self, total: Tensor, rows: Tensor) -> Tensor:
-        """total (P, O) becomes total + rows @ weight^T + bias, and then ReLU (or not), in place."""
-        more = self(rows, relu=False)
-        if self.relu and self.packs(rows):
-            return torch._add_relu_(total, more)  # one pass over memory, not two
-        return total.add_(more).relu_() if self.relu else total.add_(more)
+        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "relu" if self.relu else "none", [], "")
 
 
 class FastStage(nn.Sequential):
@@ -279,7 +271,7 @@ class FastResidual(FastMixed):
 
     def __init__(self, branches: Iterable[nn.Module], project: nn.Conv2d, scale: float = 1.0, relu: bool = True, shortcut: nn.Module | None = None):
         super().__init__(branches)
-        self.project = Product(scale * project.weight.flatten(1), scale * project.bias, relu)
+        self.project, self.relu = Product(scale * project.weight.flatten(1), scale * project.bias, relu=False), relu
         convs = [] if shortcut is None else [m for m in shortcut.modules() if isinstance(m, nn.Conv2d)]
         self.shortcut = Product(convs[0].weight.flatten(1), convs[0].bias, relu=False) if convs else None
 
@@ -290,7 +282,11 @@ class FastResidual(FastMixed):
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None) -> Tensor:
         """(P, C) to (P, O); in place where the shortcut is the input itself."""
         total = rows if self.shortcut is None else self.shortcut(rows)
-        return self.project.add_to(total, super().on_rows(rows, region, outside))
+        made = super().on_rows(rows, region, outside)
+        more = self.project(made)
+        if self.relu and self.project.packs(made):
+            return torch._add_relu_(total, more)  # one pass over memory, not two
+        return total.add_(more).relu_() if self.relu else total.add_(more)
 
 
 class GraphCascade(nn.Module):

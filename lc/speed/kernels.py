@@ -200,7 +200,7 @@ class DeviceMixed:
         self.ends = self.direct + sum(chain[-1].conv.out_channels for _, chain in self.chains)
         self.width = self.ends + (self.entry[0].shape[0] if self.pool else 0)
         residual = isinstance(part, FastResidual)
-        self.project, self.relu = (_ready(part.project, dtype), part.project.relu) if residual else (None, None)
+        self.project, self.relu = (_ready(part.project, dtype), part.relu) if residual else (None, None)
         self.shortcut = _ready(part.shortcut, dtype) if residual and part.shortcut else None
 
     def __call__(self, rows: Tensor, region: DeviceRegion) -> Tensor:
