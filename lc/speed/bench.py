@@ -53,7 +53,7 @@ def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> 
 
     def buffers(mask: Tensor) -> tuple[kernels.DeviceRegion, Tensor]:
         region = kernels.DeviceRegion.of(mask)
-        values = kernels.pool(flat, every, region, torch.empty_like(flat, memory_format=torch.contiguous_format))
+        values = kernels.pool(flat, every, region)
         for _ in range(chain):
             values = block(values, region)
         return region, values

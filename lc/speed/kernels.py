@@ -28,12 +28,6 @@ TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=w
                                           (128, 64, 64, 4), (128, 128, 64, 8), (64, 128, 64, 4))]
 
 
-def _tuned(kernel):
-    """The fastest tiles for each layer; in the interpreter, which has no clock to speak of, the first."""
-    tiles = TILES[:1] if INTERPRETED else TILES
-    return triton.autotune(tiles, key=["c_in", "c_out", "capacity", "TAPS"], restore_value=["out"])(kernel)
-
-
 @triton.jit
 def _source(index, slots, p, here, tap, height, width, KW: tl.constexpr, TAPS: tl.constexpr, dy: tl.constexpr, dx: tl.constexpr):
     """Row that tap `tap` of pixel p reads, whether it is a row at all, and whether it lies in the image."""
@@ -44,7 +38,8 @@ def _source(index, slots, p, here, tap, height, width, KW: tl.constexpr, TAPS: t
     return row, inside & (row >= 0), inside
 
 
-@_tuned
+# for each layer the fastest tiles; in the interpreter, which has no clock to speak of, the first
+@triton.autotune(TILES[:1] if INTERPRETED else TILES, key=["c_in", "c_out", "capacity", "TAPS"], restore_value=["out"])
 @triton.jit
 def _convolve(rows, weight, bias, out, index, slots, count, c_in, c_out, capacity, height, width, stride_in, stride_out, first, gap,
               KW: tl.constexpr, TAPS: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr, RELU: tl.constexpr, ADD: tl.constexpr,
@@ -130,15 +125,16 @@ def _reached(rows: Tensor, out: Tensor, region: DeviceRegion) -> torch.Size:
     return region.mask.shape
 
 
-def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, out: Tensor, kernel=(1, 1), dilation=(1, 1),
+def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, out: Tensor | None = None, kernel=(1, 1), dilation=(1, 1),
              relu: bool = True, add: bool = False, split: tuple[int, int] = (0, 0)) -> Tensor:
-    """out (P, >= O) = relu(add * out + windows(rows) @ weight + bias) for the active rows; the others are not touched.
+    """out (P, >= O; None: a new buffer) = relu(add * out + windows(rows) @ weight + bias) for the active rows; the others are not touched.
 
     rows (P, C), unit stride along C; weight (T C, O), contiguous: an (O, C, kh, kw) one permuted to (kh, kw, C, O); outputs from column split[0]
     on are written split[1] further right. float32 multiplies as cuDNN's convolutions do: in TF32, unless torch.backends.cudnn.allow_tf32 is off.
     """
-    _, height, width = _reached(rows, out, region)
     taps, outputs = kernel[0] * kernel[1], weight.shape[1]
+    out = rows.new_empty(len(rows), outputs) if out is None else out
+    _, height, width = _reached(rows, out, region)
     precision = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
     grid = lambda tile: (triton.cdiv(outputs, tile["COLS"]), triton.cdiv(len(rows), tile["ROWS"]))
     _convolve[grid](rows, weight, bias, out, region.index, region.slots, region.count, weight.shape[0] // taps, outputs,
@@ -148,9 +144,10 @@ def convolve(rows: Tensor, weight: Tensor, bias: Tensor, region: DeviceRegion, o
     return out
 
 
-def pool(rows: Tensor, slots: Tensor, region: DeviceRegion, out: Tensor, kernel=(1, 1), dilation: int = 1) -> Tensor:
-    """out (P, C) = max over the window of each pixel of the region in `rows`, which lie as `slots` say; pixels without a row count
-    as zero, those off the image never win. A 1x1 window gathers the region's rows out of a map, or out of a wider region."""
+def pool(rows: Tensor, slots: Tensor, region: DeviceRegion, out: Tensor | None = None, kernel=(1, 1), dilation: int = 1) -> Tensor:
+    """out (P, C; None: a new buffer) = max over the window of each pixel of the region in `rows`, which lie as `slots` say; pixels without a row
+    count as zero, those off the image never win. A 1x1 window gathers the region's rows out of a map, or out of a wider region."""
+    out = torch.empty_like(rows, memory_format=torch.contiguous_format) if out is None else out
     _, height, width = _reached(rows, out, region)
     grid = (triton.cdiv(rows.shape[1], 64), triton.cdiv(len(rows), 64))
     _pool[grid](rows, out, region.index, slots, region.count, rows.shape[1], height, width, rows.stride(0), out.stride(0),
@@ -170,7 +167,6 @@ class DeviceConv:
 
     def __call__(self, rows: Tensor, region: DeviceRegion, out: Tensor | None = None) -> Tensor:
         """(P, C) to (P, O)."""
-        out = rows.new_empty(len(rows), self.conv.out_channels) if out is None else out
         return convolve(rows, self.weight, self.bias, region, out, self.conv.kernel_size, self.conv.dilation, self.relu)
 
 
@@ -182,7 +178,6 @@ class DevicePool:
 
     def __call__(self, rows: Tensor, region: DeviceRegion, out: Tensor | None = None) -> Tensor:
         """(P, C) to (P, C)."""
-        out = torch.empty_like(rows, memory_format=torch.contiguous_format) if out is None else out
         return pool(rows, region.slots, region, out, self.kernel, self.dilation)
 
 
@@ -219,7 +214,7 @@ class DeviceMixed:
         if self.project is None:
             return buffer[:, :self.width]
         if self.shortcut is not None:
-            rows = convolve(rows, *self.shortcut, region, rows.new_empty(len(rows), len(self.shortcut[1])), relu=False)
+            rows = convolve(rows, *self.shortcut, region, relu=False)
         return convolve(buffer[:, :self.width], *self.project, region, rows, relu=self.relu, add=True)
 
 
@@ -252,7 +247,7 @@ class DeviceCascade(GraphCascade):
         for number, (stage, head) in enumerate(self.later[:None if depth is None else depth - 1]):
             open_ = handed[-1] & (masks[number] if masks else log_probs.amax(1).exp() < rho)
             region = DeviceRegion.of(F.max_pool2d(open_[:, None].float(), 2 * self.halo + 1, 1, self.halo)[:, 0] > 0 if self.halo else open_)
-            rows = pool(rows, slots, region, torch.empty_like(rows, memory_format=torch.contiguous_format))
+            rows = pool(rows, slots, region)
             for part in stage:
                 rows = part(rows, region)
             logits = rows
