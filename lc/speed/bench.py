@@ -289,7 +289,6 @@ def loader(profile_name: str, root, device: torch.device, target: Path | None = 
         optimizer.step()
 
     times = undisturbed({"loader": lambda: next(batches), "step": step}, repeats, device)
-    spread = {name: [1e3 * len(image) / v for v in np.quantile(values, [0.75, 0.5, 0.25])] for name, values in times.items()}
-    rows = [{"part": name, "images_s": mid, "images_s_low": low, "images_s_high": high} for name, (low, mid, high) in spread.items()]
+    rows = [{"part": name, **quartiles("images_s", 1e3 * len(image) / values)} for name, values in times.items()]
     return write("loader", device, {"profile": profile_name, "batch": len(image), "size": list(image.shape[2:]), "amp": str(amp), "repeats": repeats,
                                      "decoded_images_s": decoded, "rows": rows}, target)

@@ -165,8 +165,8 @@ def alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> di
 
 
 def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
-    """Lower quartile, median and upper quartile as entries of a row."""
-    return dict(zip((f"{name}_low", name, f"{name}_high"), np.quantile(values, [0.25, 0.5, 0.75]).tolist()))
+    """Median, lower quartile and upper quartile as entries of a row."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), np.quantile(values, [0.5, 0.25, 0.75]).tolist()))
 
 
 def undisturbed(contestants: dict, repeats: int, device: torch.device) -> dict[object, np.ndarray]:
@@ -191,6 +191,5 @@ def compare(found: dict[str, np.ndarray], ideal: float) -> dict:
             raise InputError(f"this machine is too noisy to tell: the {what}'s quartiles are {low:.3g} and {high:.3g} {unit}; run it again when "
                              "nothing else runs")
     return {"dense_form": dense, "dense_ms": float(np.median(found[dense])), "region_ms": float(np.median(found["region"])),
-            "speedup": float(np.median(ratios)),
-            "speedup_low": float(low), "speedup_high": float(high), "ideal": ideal, "ratio": float(np.median(ratios) / ideal),
+            **quartiles("speedup", ratios), "ideal": ideal, "ratio": float(np.median(ratios) / ideal),
             "forms_ms": {name: float(np.median(values)) for name, values in found.items()}}
