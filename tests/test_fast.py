@@ -372,7 +372,7 @@ SMALL = {"width": 0.125, "blocks": (1, 1, 1), "head_width": 16}
 
 def test_bench_region(unhurried, tmp_path):
     """A row per layer and share; every form agrees with the plain blocks; the parts of the gap are measured."""
-    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, grid=(16, 16), chain=1, width=0.125).read_text())
+    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, settings=[(torch.float32, 1, (128, 128))], chain=1, width=0.125).read_text())
     assert [(row["layer"], round(row["active"], 1), row["ideal"]) for row in values["rows"]] == [(n, s, 1 / s) for n in ("irnet_b", "irnet_c") for s in (1, 0.5)]
     for row in values["rows"]:
         assert {"folded", "all active", "region"} <= set(row["forms_ms"]) and max(row["differences"].values()) < 1e-4 and set(row["gap"]) == {"all", "index", "gathering", "calls"}

@@ -158,7 +158,7 @@ def test_forms_on_a_gpu(model, monkeypatch):  # noqa: F811
 
 def test_benches_of_a_gpu_run_through(unhurried, one_thread, tmp_path):  # noqa: F811
     """The code that a GPU is timed with, in the interpreter: every form agrees with the plain modules, or it would stop; spconv too, where it is installed."""
-    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True, width=0.125).read_text())
+    values = json.loads(bench.region(tmp_path / "x.json", repeats=1, settings=[(torch.float32, 1, (64, 64))], chain=1, static=True, width=0.125).read_text())
     assert len(values["rows"]) == 4 and all("gap" not in row and {"all active", "region"} <= set(row["forms_ms"]) for row in values["rows"])
     there = find_spec("spconv") is not None
     assert all(("spconv" in row.get("sparse_ms", ())) == ("spconv" in row["differences"]) == there for row in values["rows"]) and ("spconv" in values["absent"]) != there
@@ -176,7 +176,7 @@ def test_a_bench_stops_where_a_kernel_is_wrong(unhurried, one_thread, monkeypatc
     """In every dtype: right kernels pass, windows whose taps are swapped do not."""
     monkeypatch.setattr(bench, "dense_forms", lambda module, x, compiled=True: ({"folded": lambda: module(x)}, {})), monkeypatch.setattr(bench, "SHARES", (0.5,))
     benches = {"network": lambda: bench.network(tmp_path / "x.json", repeats=1, static=True, **SMALL),
-               "region": lambda: bench.region(tmp_path / "x.json", repeats=1, grid=(8, 8), chain=1, static=True, width=0.125)}
+               "region": lambda: bench.region(tmp_path / "x.json", repeats=1, chain=1, static=True, width=0.125)}
     monkeypatch.setattr(bench, "SETTINGS", {"cpu": [(dtype, 1, (64, 64))]})
     for call in benches.values():
         assert all(0 <= row["differences"]["region"] <= TOLERANCE[dtype] for row in json.loads(call().read_text())["rows"])

@@ -74,34 +74,32 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 
 
 @torch.no_grad()
-def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 15, grid: tuple[int, int] | None = None, chain: int | None = None,
-           static: bool | None = None, width: float = 1.0) -> Path:
+def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 15, static: bool | None = None, settings: list | None = None,
+           chain: int | None = None, width: float = 1.0) -> Path:
     """IRNet-B and -C blocks, full width: `chain` of them (as many as IRNet has) on one region, index building included, against the same blocks
     dense. On a CPU also the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a
     GPU), and spconv beside them."""
-    static = device.type == "cuda" if static is None else static
-    cells = lambda size: grid or tuple(side // STRIDE for side in size)
-    rows_of = lambda dtype, batch, size: _block_rows(device, repeats, static, dtype, batch, cells(size), chain, width)
-    return by_setting("region", device, SETTINGS[device.type], rows_of, target, repeats=repeats)
+    rows_of = partial(_block_rows, device, repeats, device.type == "cuda" if static is None else static, chain, width)
+    return by_setting("region", device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats)
 
 
-def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.dtype, batch: int, size: tuple[int, int],
-                blocks: int | None, width: float) -> tuple[list[dict], dict]:
+def _block_rows(device: torch.device, repeats: int, static: bool, blocks: int | None, width: float, dtype: torch.dtype, batch: int,
+                size: tuple[int, int]) -> tuple[list[dict], dict]:
     torch.manual_seed(0)
-    rows, absent = [], {}
+    rows, absent, grid = [], {}, tuple(side // STRIDE for side in size)
     for name, chain in {"irnet_b": blocks or 10, "irnet_c": blocks or 5}.items():
         block = irnet(width, (1, 1, 1))[name].eval().requires_grad_(False).to(device)[0]
         block.scale = 1.0  # takes the time of any other, and what the blocks add, which is compared, stands out from the input's rounding
         folded = fast.fold(block)
-        x = torch.randn(batch, block.project.out_channels, *size, device=device).abs().to(dtype).float().to(memory_format=torch.channels_last)
+        x = torch.randn(batch, block.project.out_channels, *grid, device=device).abs().to(dtype).float().to(memory_format=torch.channels_last)
         on = _chain_on(fast.quick(folded), x.to(dtype), chain, static)
         module = nn.Sequential(*chain * [folded]).to(dtype, memory_format=torch.channels_last)
         dense, missing = dense_forms(module, x.to(dtype))
-        full, absent = blob(1.0, size, 0, batch).to(device), absent | missing
+        full, absent = blob(1.0, grid, 0, batch).to(device), absent | missing
         plain = nn.Sequential(*chain * [block])
         differences = {form: difference(lambda: call() - x, plain(x) - x, form, dtype) for form, call in dense.items()}
         for share in SHARES:
-            mask = blob(share, size, len(rows), batch).to(device)
+            mask = blob(share, grid, len(rows), batch).to(device)
             active, call = mask.float().mean().item(), on(mask)
             before = RegionTensor.select(x, Region(mask))
             added, as_map = plain(before).rows - before.rows, lambda found: found[0].scatter(found[1]) if static else found.dense()
@@ -111,7 +109,7 @@ def _block_rows(device: torch.device, repeats: int, static: bool, dtype: torch.d
             differences |= {form: difference(lambda: other() - before.rows, added, form, dtype) for form, other in beside.items() if static}
             times = undisturbed({**dense, "all active": on(full), "region": call, **beside}, repeats, device)
             parts, absent = {key: float(np.median(times.pop(key))) for key in beside}, absent | missing
-            row = {"layer": name, "chain": chain, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": size,
+            row = {"layer": name, "chain": chain, "active": active, "dtype": str(dtype)[6:], "batch": batch, "size": grid,
                    **compare(times, 1 / active), "differences": {**differences}}
             rows.append(row | ({} if not parts else {"sparse_ms": parts} if static else {"gap": _gap(row, parts)}))
     return rows, absent
@@ -137,8 +135,8 @@ def network(target: Path | None = None, device: torch.device = CPU, repeats: int
     apart = [*([f"halo-{halo}"] if halo else []), *([reading] if reading != "zero" else [])]
     kind = "-".join(apart) or ("networks" if names == OTHERS else "network")
 
-    def rows_of(dtype: torch.dtype, batch: int, size: tuple[int, int]) -> tuple[list[dict], dict]:
-        found = {name: _network_rows(device, repeats, static, dtype, batch, size, {"network": name, **architecture}) for name in names}
+    def rows_of(*setting) -> tuple[list[dict], dict]:
+        found = {name: _network_rows(device, repeats, static, *setting, {"network": name, **architecture}) for name in names}
         named = [{"network": name, **row} if names == OTHERS else row for name, (rows, _) in found.items() for row in rows]
         return named, {form: why for _, missing in found.values() for form, why in missing.items()}
     return by_setting(kind, device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats, halo=halo, reading=reading)
