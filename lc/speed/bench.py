@@ -164,7 +164,7 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
         depths = {} if static else {depth: _network_on(quick, image, depth)(regions[0]) for depth in range(1, len(quick.stages) + 1)}
         times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **depths}, repeats, device)
         until = [float(np.median(times.pop(depth))) for depth in depths]
-        alone = partial(quick.steps, None, image.to(dtype), image.new_zeros(()), *regions[0]) if static else calls[0]
+        alone = partial(quick.steps, quick.later, image.to(dtype), image.new_zeros(()), *regions[0]) if static else calls[0]
         ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
         rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                      **compare(times, ideal), "differences": {**differences},
@@ -254,8 +254,8 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
         calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
                  **compiled, "region": lambda turn=itertools.cycle(regions[1:] + regions[:1]): step(net, x, next(turn))}  # the first of 1.01
         absent |= missing
-        macs = [(row["macs"], [1.0, *left][row["stage"] - 1]) for row in cost.components(model, size) if net is model or row["stage"] > 1]
-        ideal = sum(count for count, _ in macs) / sum(count * share for count, share in macs)
+        before = float(net is model)  # stage 1 counts in the whole step only
+        ideal = cost.cascade_macs(model, size, [before, 1.0, 1.0]) / cost.cascade_macs(model, size, [before, *left])
         rows.append({"layer": part, "rho": float(rho), "active": left, **compare(undisturbed(calls, repeats, device), ideal),
                      "peak_bytes": {"dense": cost.peak_bytes(calls["as trained"], device), "region": cost.peak_bytes(calls["region"], device)}})
     values = {"dtype": str(dtype)[6:], "size": list(size), "batch": batch, "repeats": repeats, "absent": absent, "rows": rows}

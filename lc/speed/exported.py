@@ -26,10 +26,10 @@ class Exported(GraphCascade):
         super().__init__(model)
         self.features = model.reading == "features"
 
-    def graph(self, depth: int | None, *values: Tensor) -> Callable[..., list[Tensor]]:
-        """One session of ONNX Runtime."""
-        forward = Graph(self.first, self.later[:None if depth is None else depth - 1], self.halo, self.features)
-        return session(forward, values, ["image", "rho", *(f"mask{i}" for i in range(len(values) - 2))])
+    def graph(self, later: list, *values: Tensor) -> Callable[..., list[Tensor]]:
+        """A session of ONNX Runtime."""
+        names = ["image", "rho", *(f"mask{i}" for i in range(len(values) - 2))]
+        return session(Graph(self.first, later, self.halo, self.features), values, names)
 
 
 class Graph(nn.Module):

@@ -303,7 +303,7 @@ class GraphCascade(nn.Module):
             raise ValueError(f"no graph for {', '.join(sorted(unknown))} with reading {model.reading!r}: call the cascade itself, or "
                              "lc.speed.fast.prepare")
 
-    def graph(self, depth: int | None, *values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    def graph(self, later: list, *values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
         """From image (N, 3, H, W), rho () and masks (N, h, w), of the sizes of these values, to log_probs (N, K, h, w) and handed (S, N, h, w)."""
         raise NotImplementedError
 
@@ -314,6 +314,6 @@ class GraphCascade(nn.Module):
         rho, key = check_rho(rho), (*image.shape, depth, len(masks))
         values = (image, torch.full((), rho if rho < 1 else math.inf, device=image.device), *masks)  # rho = 1 is a rule: nobody exits
         if key not in self.graphs:
-            self.graphs[key] = self.graph(depth, *values)
+            self.graphs[key] = self.graph(self.later[:None if depth is None else depth - 1], *values)
         log_probs, handed = self.graphs[key](*values)
         return CascadeOutput(log_probs, handed.sum(0, dtype=torch.uint8), handed=list(handed))

@@ -232,19 +232,19 @@ class DeviceCascade(GraphCascade):
         self.first.to(dtype=dtype, memory_format=torch.channels_last)
         self.dtype, self.later = dtype, [[[DEVICE[type(part)](part, dtype) for part in parts] for parts in both] for both in self.later]
 
-    def graph(self, depth: int | None, image: Tensor, *values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    def graph(self, later: list, image: Tensor, *values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
         """`steps` as one CUDA graph."""
         if image.is_cuda:  # tiles are chosen with every pixel active
-            self.steps(depth, image, torch.full((), math.inf, device=image.device))
-        return capture(partial(self.steps, depth), image, *values)
+            self.steps(later, image, torch.full((), math.inf, device=image.device))
+        return capture(partial(self.steps, later), image, *values)
 
-    def steps(self, depth: int | None, image: Tensor, rho: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
+    def steps(self, later: list, image: Tensor, rho: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         """What a graph holds: (N, 3, H, W), () and (N, h, w) each to log_probs (N, K, h, w) and handed (S, N, h, w)."""
         x = self.first[0](image.to(self.dtype))
         log_probs = self.first[1](x).float().log_softmax(1)
         handed = [torch.ones_like(log_probs[:, 0], dtype=torch.bool)]
         rows, slots = x.permute(0, 2, 3, 1).flatten(0, 2), torch.arange(handed[0].numel(), dtype=torch.int32, device=x.device)
-        for number, (stage, head) in enumerate(self.later[:None if depth is None else depth - 1]):
+        for number, (stage, head) in enumerate(later):
             open_ = handed[-1] & (masks[number] if masks else log_probs.amax(1).exp() < rho)
             region = DeviceRegion.of(F.max_pool2d(open_[:, None].float(), 2 * self.halo + 1, 1, self.halo)[:, 0] > 0 if self.halo else open_)
             rows = pool(rows, slots, region)
