@@ -47,8 +47,11 @@ def unlabelled(folder: Path) -> Iterator[Sample]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg"))
     if not files:
         raise InputError(f"{folder} holds no .png or .jpg; give the folder of the test images")
-    for path in files:
-        yield path.stem.removesuffix("_leftImg8bit"), read_image(path), None
+    names = [path.stem.removesuffix("_leftImg8bit") for path in files]
+    if len(set(names)) < len(names):
+        raise InputError(f"two images below {folder} share the name {max(names, key=names.count)}, and their predictions would too; rename one")
+    for name, path in zip(names, files):
+        yield name, read_image(path), None
 
 
 def export(kind: str, split: str, samples: Iterable[Sample], model: nn.Module, spec: Spec, rho: float, out: Path) -> tuple[Path, float | None]:

@@ -109,7 +109,9 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert f"{tmp_path}/out/results.zip: test, rho = 0.985" in capsys.readouterr().out
     sizes = {name: Image.open(io.BytesIO(content)).size for name, content in members(tmp_path / "out/results.zip").items()}
     assert sizes == {"results/berlin_000000_000019_labelIds.png": (64, 48), "results/berlin_000001_000019_labelIds.png": (40, 40)}
-    for extra, message in ((["--images", str(tmp_path / "none")], "holds no .png or .jpg"), (["--rho", "2"], "rho must be in [0, 1]"),
+    for path in ("twice/a/1.png", "twice/b/1.png"):
+        (tmp_path / path).parent.mkdir(parents=True), Image.new("RGB", (40, 40)).save(tmp_path / path)
+    for extra, message in ((["--images", str(tmp_path / "none")], "holds no .png or .jpg"), (["--images", str(tmp_path / "twice")], "share the name 1, and"), (["--rho", "2"], "rho must be in [0, 1]"),
                            (["--profile", "camvid"], "format cityscapes is for cityscapes, profile camvid has camvid"),
                            (["--data", str(tmp_path)], "Cityscapes has no labels of a split 'test'")):
         assert main([*call, *extra]) == 2
