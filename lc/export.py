@@ -45,13 +45,12 @@ def encode(labels: np.ndarray, spec: Spec) -> Image.Image:
 def unlabelled(folder: Path) -> Iterator[Sample]:
     """The images below a folder (a test set, say), named as their files are."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg"))
+    names = [path.stem.removesuffix("_leftImg8bit") for path in files]
     if not files:
         raise InputError(f"{folder} holds no .png or .jpg; give the folder of the test images")
-    names = [path.stem.removesuffix("_leftImg8bit") for path in files]
     if len(set(names)) < len(names):
         raise InputError(f"two images below {folder} share the name {max(names, key=names.count)}, and their predictions would too; rename one")
-    for name, path in zip(names, files):
-        yield name, read_image(path), None
+    return ((name, read_image(path), None) for name, path in zip(names, files))
 
 
 def export(kind: str, split: str, samples: Iterable[Sample], model: nn.Module, spec: Spec, rho: float, out: Path) -> tuple[Path, float | None]:

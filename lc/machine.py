@@ -1,6 +1,7 @@
 """The machine: its name in records, the cores that are ours, and how its memory is kept. Standard library, torch on demand."""
 import ctypes
 import os
+import re
 import shutil
 import signal
 from contextlib import contextmanager, suppress
@@ -24,12 +25,9 @@ def device_name(device) -> str:
     if device.type == "cuda":
         import torch
         return torch.cuda.get_device_name(device)
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        model = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = "CPU"
-    return f"{model}, {threads()} cores"
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: *(.*)", info.read_text() if info.exists() else "", re.M)
+    return f"{model[1].strip() if model else 'CPU'}, {threads()} cores"
 
 
 def keep_memory() -> None:
