@@ -18,6 +18,7 @@ from torch import nn
 
 from lc import experiments, predict, winograd
 from lc.__main__ import main
+from lc.backbone import Mixed
 from lc.config import ModelConfig
 from lc.errors import InputError
 from lc.networks import build
@@ -262,6 +263,8 @@ def test_a_convolution_off_the_grid_stays_as_it_is():
     parts = [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2)]
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(*parts))] == ["FastConv", "Conv2d", "ReLU", "Conv2d", "FastConv", "MaxPool2d"]
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))] == ["ReLU", "FastConv"]
+    blocks = [Mixed(8, [[(8, 1)], [(8, 1), (8, 3)]], stride=stride) for stride in (1, 2)]
+    assert [type(fast_module.quick(fast_module.fold(block))) for block in blocks] == [FastMixed, Mixed]
 
 
 def test_blobs_have_the_share_they_are_asked_for():

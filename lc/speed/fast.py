@@ -240,10 +240,10 @@ class FastMixed(OnRows):
 
     def __init__(self, branches: Iterable[nn.Module]):
         super().__init__()
-        pools = [FastPool(branch) for branch in branches if isinstance(branch, nn.MaxPool2d)]
         chains = [[m for m in branch.modules() if isinstance(m, nn.Conv2d)] for branch in branches if not isinstance(branch, nn.MaxPool2d)]
-        self.pool = pools[0] if pools else None
-        self.fits = all(chain[0].kernel_size == (1, 1) for chain in chains)  # so that windows meet only zeros outside the region
+        self.pool = next((FastPool(branch) for branch in branches if isinstance(branch, nn.MaxPool2d)), None)
+        # a 1x1 first, so that windows meet only zeros outside the region
+        self.fits = all(chain[0].kernel_size == (1, 1) and all(map(_keeps_grid, chain)) for chain in chains)
         if self.fits:
             self.entry = Product(torch.cat([chain[0].weight.flatten(1) for chain in chains]), torch.cat([chain[0].bias for chain in chains]))
             self.entries = [Product(chain[0].weight.flatten(1), chain[0].bias) for chain in chains]
