@@ -91,23 +91,23 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 CAPTIONS = {"forms_ms": "milliseconds of every form that was timed", "stage_ms": "milliseconds of each of our stages",
-            "gap": "milliseconds above the ideal",
-            "sparse_ms": "milliseconds of other code on the same pixels", "peak_bytes": "peak memory beyond weights and input, MiB",
+            "gap": "milliseconds above the ideal", "sparse_ms": "milliseconds of other code on the same pixels",
+            "peak_bytes": "peak memory beyond weights and input, MiB",
             "differences": "greatest difference from the plain modules' output, as a share of its greatest value"}
 
 
 def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
     """Entries of the rows (keys of CAPTIONS) as tables with captions; no table for what a file does not have."""
-    index = [{k: row[k] if k != "active" else ", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(row[k]))
-              for k in ("network", "layer", "rho", "active") if k in row}
-             for row in bench["rows"]]
-    index = pd.MultiIndex.from_frame(pd.DataFrame(index).astype(str))
-    named = lambda part, found: pd.Series(found) / (2**20 if part == "peak_bytes" else 1) if isinstance(found, dict) else \
-        pd.Series({f"stage {i}": v for i, v in enumerate(found, start=1)})
-    found = {part: pd.DataFrame([named(part, row[part]) for row in bench["rows"]]).set_axis(index) for part in parts if part in bench["rows"][0]}
-    for part, frame in found.items():
-        frame.attrs["caption"] = f"{bench['where']}: {CAPTIONS[part]}"
-    return list(found.values())
+    rows, found = pd.DataFrame(bench["rows"]), []
+    rows["active"] = [", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(active)) for active in rows["active"]]
+    index = pd.MultiIndex.from_frame(rows[[key for key in ("network", "layer", "rho", "active") if key in rows]].astype(str))
+    for part in (part for part in parts if part in rows):
+        frame = pd.DataFrame(rows[part].tolist()).set_axis(index)
+        if part == "stage_ms":  # lists, not dictionaries
+            frame.columns = [f"stage {i + 1}" for i in frame]
+        found.append(frame / 2**20 if part == "peak_bytes" else frame)
+        found[-1].attrs["caption"] = f"{bench['where']}: {CAPTIONS[part]}"
+    return found
 
 
 def absentees(bench: dict) -> str:
