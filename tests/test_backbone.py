@@ -78,7 +78,7 @@ def test_rows_of_a_trained_cascade(monkeypatch):
     rows, absent = trained.timed(model, images, [1.0, rho], repeats=3, thorough=False)
     assert [row["rho"] for row in rows] == [None, 1.0, rho] and rows[0]["speedup"] == 1 and not absent
     assert rows[0]["ms"] == min(rows[0]["forms_ms"].values()) == rows[0]["forms_ms"][rows[2]["dense_form"]] and set(rows[0]["forms_ms"]) == {"folded", "ONNX Runtime", "all active"}
-    assert all(len(row["stage_ms"]) == 3 and sum(row["stage_ms"]) > 0 and row["samples"] == 3 and set(row["forms_ms"]) == {"PyTorch", "ONNX Runtime"} for row in rows[1:])
+    assert all(len(row["stage_ms"]) == 3 and sum(row["stage_ms"]) > 0 and set(row["forms_ms"]) == {"PyTorch", "ONNX Runtime"} for row in rows[1:])
     with pytest.raises(InputError, match="too noisy to tell"), monkeypatch.context() as noisy:
         noisy.setattr(timing, "BUSY", -1.0), noisy.setattr(opponents, "_compiled", opponents._onnxruntime), noisy.setattr(opponents, "_openvino", opponents._onnxruntime)
         trained.timed(model, images[:1], [rho], repeats=1, thorough=True)

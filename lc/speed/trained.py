@@ -57,14 +57,13 @@ def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats:
     depths = {(rho, depth): lambda rho=rho, depth=depth: [sides[chosen[rho][0]](image, rho, depth) for image in images] for rho in rhos
               for depth in range(1, len(model.stages) + 1)}
     until = {key: float(np.median(ms)) / len(images) for key, ms in measure(depths, repeats, images[0].device).items()}
-    rows = [{"rho": None, **quartiles("ms", times[best]), "samples": repeats, "dense_form": best, **quartiles("speedup", times[best] / times[best]),
-             "stage_ms": [float(np.median(times[best]))],
-             "handed": None, "computed": None, "ideal": None, "forms_ms": {form: float(np.median(times[form])) for form in dense}}]
+    rows = [{"rho": None, **quartiles("ms", times[best]), "dense_form": best, **quartiles("speedup", times[best] / times[best]),
+             "stage_ms": [float(np.median(times[best]))], "forms_ms": {form: float(np.median(times[form])) for form in dense}}]
     for rho, key in chosen.items():
         outs = [sides["PyTorch"](image, rho) for image in images]
         computed = np.mean([[1.0 if region is None else region.mask.float().mean().item() for region in out.regions] for out in outs],
                            axis=0).tolist()
-        rows.append({"rho": rho, **quartiles("ms", times[key]), "samples": repeats, "dense_form": best, "region_form": key[0],
+        rows.append({"rho": rho, **quartiles("ms", times[key]), "dense_form": best, "region_form": key[0],
                      **quartiles("speedup", times[best] / times[key]),
                      "stage_ms": np.diff([until[rho, depth] for depth in range(1, len(model.stages) + 1)], prepend=0).tolist(),
                      "handed": np.mean([out.shares for out in outs], axis=0).tolist(), "computed": computed,
