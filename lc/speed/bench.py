@@ -26,7 +26,7 @@ from lc.networks import build
 from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast
-from lc.speed.opponents import dense_forms, difference, ready, with_spconv
+from lc.speed.opponents import capture, dense_forms, difference, ready, with_spconv
 from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, quartiles, shares_left, undisturbed, write
 from lc.speed.trained import forms, on_device
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
@@ -57,7 +57,7 @@ def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> 
         for _ in range(chain):
             values = block(values, region)
         return region, values
-    return lambda mask: partial(kernels.capture(buffers, mask), mask)
+    return lambda mask: partial(capture(buffers, mask), mask)
 
 
 def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Callable]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lc.cascade import LayerCascade
 from lc.region import _pair
 from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, GraphCascade
+from lc.speed.opponents import capture
 
 INTERPRETED = triton.knobs.runtime.interpret
 TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
@@ -256,25 +257,3 @@ class DeviceCascade(GraphCascade):
             log_probs = torch.where(open_[:, None], region.scatter(logits).float().log_softmax(1), log_probs)
             handed, slots = [*handed, open_], region.slots
         return log_probs, torch.stack(handed)
-
-
-def capture(call: Callable, *inputs: Tensor) -> Callable:
-    """`call` on inputs of these shapes as one CUDA graph; its result is overwritten by the next call. On a CPU `call` itself."""
-    if not inputs[0].is_cuda:
-        return call
-    held, side = [value.clone() for value in inputs], torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiles, tunes, and lets libraries allocate before the recording
-        for _ in range(3):
-            call(*held)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call(*held)
-
-    def replay(*inputs: Tensor):
-        for old, new in zip(held, inputs):
-            old.copy_(new)
-        graph.replay()
-        return result
-    return replay
