@@ -88,7 +88,7 @@ def _dense(part: nn.Module) -> nn.Module:
     """A folded part of the first stage, its residual blocks and wide convolutions in their fast form on a CPU."""
     if isinstance(part, Residual) and part.project.weight.device.type == "cpu":
         return FastStage(quick(part))
-    if isinstance(part, nn.Conv2d) and _worthwhile(part):
+    if _worthwhile(part):
         return FastStage(FastConv(part, relu=False))
     for name, child in part.named_children():
         setattr(part, name, _dense(child))
@@ -101,26 +101,23 @@ def _branches(part: nn.Module) -> list[nn.Module]:
 
 def _run(parts: Iterable[nn.Module]) -> Iterable[nn.Module]:
     """Parts in a row, each in its fast form; a convolution takes the ReLU behind it along."""
-    parts, last = [part for part in parts if not isinstance(part, (nn.Identity, nn.Dropout))], None
-    for part, after in zip(parts, [*parts[1:], None]):
-        if isinstance(part, nn.Conv2d) and _keeps_grid(part):
-            last = FastConv(part, relu=isinstance(after, nn.ReLU))
-        elif isinstance(part, nn.ReLU) and isinstance(last, FastConv):
-            last = part
-            continue
-        else:
-            last = quick(part)
-        yield last
+    parts = [part for part in parts if not isinstance(part, (nn.Identity, nn.Dropout))]
+    for before, part, after in zip([None, *parts], parts, [*parts[1:], None]):
+        if _keeps_grid(part):
+            yield FastConv(part, relu=isinstance(after, nn.ReLU))
+        elif not (isinstance(part, nn.ReLU) and _keeps_grid(before)):
+            yield quick(part)
 
 
-def _keeps_grid(conv: nn.Conv2d) -> bool:
-    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and conv.stride == (1, 1) and conv.groups == 1
-    return plain and conv.padding == tuple(d * (k // 2) for k, d in zip(conv.kernel_size, conv.dilation))
+def _keeps_grid(part: nn.Module | None) -> bool:
+    """Whether this is a convolution that regions can compute."""
+    plain = type(part) is nn.Conv2d and part.padding_mode == "zeros" and part.stride == (1, 1) and part.groups == 1
+    return plain and part.padding == tuple(d * (k // 2) for k, d in zip(part.kernel_size, part.dilation))
 
 
-def _worthwhile(conv: nn.Conv2d) -> bool:
-    """Whether Winograd's filtering can compute this convolution, and saves time."""
-    return _keeps_grid(conv) and winograd.suits(conv.weight)
+def _worthwhile(part: nn.Module) -> bool:
+    """Whether this is a convolution that Winograd's filtering can compute, and saves time with."""
+    return _keeps_grid(part) and winograd.suits(part.weight)
 
 
 def fold(module: nn.Module) -> nn.Module:
