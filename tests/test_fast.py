@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.models.resnet import Bottleneck
 from torch import nn
 
 from lc import experiments, predict, winograd
@@ -252,7 +253,7 @@ def test_winograd_is_the_convolution(kernel, dilation, size, share, padded, monk
     for relu in (True, False):
         rows, expected = region.gather(x), conv(x).relu() if relu else conv(x)
         rows[len(region):] = 7  # behind P lies anything
-        monkeypatch.setattr(fast_module, "Product", lambda *args: SimpleNamespace(relu=args[-1]))  # no windows
+        monkeypatch.setattr(fast_module, "Product", lambda _, bias, relu: SimpleNamespace(bias=bias, relu=relu))  # no windows
         found = fast_module.FastConv(conv, relu).on_rows(rows, region)
         assert found.shape == (region.rows, 7)
         torch.testing.assert_close(found[:len(region)], region.gather(expected)[:len(region)], atol=2e-5, rtol=1e-4)
@@ -264,7 +265,8 @@ def test_a_convolution_off_the_grid_stays_as_it_is():
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(*parts))] == ["FastConv", "Conv2d", "ReLU", "Conv2d", "FastConv", "MaxPool2d"]
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))] == ["ReLU", "FastConv"]
     blocks = [Mixed(8, [[(8, 1)], [(8, 1), (8, 3)]], stride=stride) for stride in (1, 2)]
-    assert [type(fast_module.quick(fast_module.fold(block))) for block in blocks] == [FastMixed, Mixed]
+    blocks += [Bottleneck(16, 4, **settings) for settings in ({}, {"cardinality": 2, "base_width": 32}, {"act_layer": nn.SiLU}, {"norm_layer": lambda c, **_: nn.GroupNorm(2, c)})]
+    assert [type(fast_module.quick(fast_module.fold(block))) for block in blocks] == [FastMixed, Mixed, FastResidual, Bottleneck, Bottleneck, Bottleneck]
 
 
 def test_blobs_have_the_share_they_are_asked_for():

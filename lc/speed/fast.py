@@ -69,7 +69,7 @@ def quick(part: nn.Module) -> nn.Module:
         made = FastResidual(part.mixed.branches, part.project, part.scale)
     elif isinstance(part, (Block35, Block17, Block8)):
         made = FastResidual(_branches(part), part.conv2d, part.scale, relu=getattr(part, "relu", part) is not None)
-    elif isinstance(part, Bottleneck) and part.se is None and isinstance(part.aa, nn.Identity):
+    elif isinstance(part, Bottleneck) and {type(m) for m in part.modules()} <= {Bottleneck, nn.Conv2d, nn.ReLU, nn.Identity, nn.Sequential}:
         made = FastResidual([nn.ModuleList([part.conv1, part.conv2])], part.conv3, shortcut=part.downsample)
     elif isinstance(part, (Mixed, Mixed_7a)):
         made = FastMixed(part.branches if isinstance(part, Mixed) else _branches(part))
@@ -195,7 +195,8 @@ class FastConv(OnRows):
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
         super().__init__()
         self.conv, self.wide, self.window = conv, conv.kernel_size != (1, 1), (conv.kernel_size, conv.dilation)
-        self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias, relu)
+        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), bias, relu)
         self.filtered = winograd.transformed(conv.weight.double()).mT.to(conv.weight.dtype).contiguous() if _worthwhile(conv) else None  # (n, C, O)
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None, ring: winograd.Ring | None = None) -> Tensor:
@@ -203,7 +204,7 @@ class FastConv(OnRows):
         filters = self.filtered is not None and rows.dtype == self.filtered.dtype
         if filters and (tiles := winograd.Tiles.of(region, *self.window, rows.dtype, ring)) is not None:
             made = tiles.filter(rows, self.filtered)
-            return torch._add_relu_(made, self.conv.bias) if self.product.relu else made.add_(self.conv.bias)
+            return torch._add_relu_(made, self.product.bias) if self.product.relu else made.add_(self.product.bias)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
             reads = region if ring is None else ring
             taken = reads.once(("windows", self.window, rows.dtype), lambda: winograd.Sums(
