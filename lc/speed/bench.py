@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lc import paths, records, winograd
+from lc import records, winograd
 from lc.backbone import irnet
 from lc.cascade import STRIDE, LayerCascade
 from lc.config import ModelConfig, Phase, TrainConfig
@@ -183,7 +183,7 @@ def systems(profile_name: str, target: Path | None = None, device: torch.device 
               if name in entries and (record := records.find(entries[name]))}
     chosen = {TIMED.get(name, name): (entry.run.model, shares.get(name)) for name, entry in entries.items() if name in (*SYSTEMS, *TIMED, *shares)}
     classes, measure = len(SPECS[profile(profile_name).data.name].names), undisturbed if thorough else alternate
-    return write("systems", device, _systems_rows(chosen, classes, size, device, repeats, measure), target, paths.results(profile_name) / "bench")
+    return write("systems", device, _systems_rows(chosen, classes, size, device, repeats, measure), target, profile_name)
 
 
 @torch.no_grad()

@@ -30,11 +30,11 @@ NOISY = 0.06  # interquartile range over median and root of rounds, of the dense
 BUSY = 0.2  # cores that other processes may use meanwhile
 
 
-def write(kind: str, device: torch.device, values: dict, target: Path | None, folder: Path = paths.ROOT / "results" / "bench") -> Path:
+def write(kind: str, device: torch.device, values: dict, target: Path | None, profile_name: str = "") -> Path:
     """The timing file, with device, packages and commit."""
     values = {"schema": records.SCHEMA, "kind": kind, **provenance(device),
               "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dtype": "float32", "threads": torch.get_num_threads(), **values}
-    target = target or file_of(kind, device, folder)
+    target = target or file_of(kind, device, profile_name)
     records.write_whole(target, (json.dumps(values, indent=1) + "\n").encode())
     return target
 
@@ -51,19 +51,18 @@ def check(target: Path | None) -> None:
 
 def provenance(device: torch.device) -> dict:
     """`records.provenance` of what is timed on a device."""
-    return records.provenance(device_name(device), "speed/fast", "speed/exported",
-                              *(["speed/kernels"] if device.type == "cuda" else []))
+    return records.provenance(device_name(device), "speed/fast", "speed/exported", *(["speed/kernels"] if device.type == "cuda" else []))
 
 
-def file_of(kind: str, device: torch.device, folder: Path) -> Path:
+def file_of(kind: str, device: torch.device, profile_name: str = "") -> Path:
     """Where a timing file lies if no place is given."""
-    return folder / f"{kind}-{re.sub(r'[^a-z0-9]+', '-', device_name(device).lower()).strip('-')}.json"
+    return paths.results(profile_name) / "bench" / f"{kind}-{re.sub(r'[^a-z0-9]+', '-', device_name(device).lower()).strip('-')}.json"
 
 
 def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: Callable, target: Path | None, **values) -> Path:
     """`write`, after each (dtype, batch, size) of settings, with the rows and the absent opponents that rows_of gives. A call that is cut off
     loses one setting: its file names those that are left, and the next call of the same code, device and values goes on with them."""
-    target, rows, absent = target or file_of(kind, device, paths.ROOT / "results" / "bench"), [], {}
+    target, rows, absent = target or file_of(kind, device), [], {}
     spelt = {f"{str(dtype)[6:]}, batch {batch}, {'x'.join(map(str, size))}": (dtype, batch, size) for dtype, batch, size in settings}
     left, found = list(spelt), json.loads(target.read_text()) if target.exists() else {}
     same = {**values, **{key: provenance(device)[key] for key in ("source_hash", "device")}}

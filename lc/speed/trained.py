@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc import paths, runs
+from lc import runs
 from lc.cascade import LayerCascade
 from lc.data import SegmentationSet, to_input
 from lc.experiments import CASCADES, experiment
@@ -22,18 +22,16 @@ from lc.speed.timing import alternate, quartiles, undisturbed, write
 def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None,
         thorough: bool = True) -> Path:
     """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run
-    (LC's: cascade).
-    thorough: also opponents that need a compiler or `.[bench]`, and InputError where other processes keep the machine busy."""
+    (LC's: cascade). thorough: also opponents that need a compiler or `.[bench]`, and InputError where other processes keep the machine busy."""
     entry = experiment(profile_name, name)
     model, _ = runs.trained(profile_name, name, device)
     data = SegmentationSet(entry.run.data, "val", root)
     inputs = [to_input(data.read(i)[0])[None].to(device, memory_format=torch.channels_last) for i in spread(len(data), images)]
     rows, absent = timed(model, inputs, [float(rho) for rho in columns("1", "mIoU")], repeats, thorough)
     values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]),
-              "images": len(inputs),
-              "repeats": repeats, "warm_up": "one round over all images", "left_out": "reading, resizing, upsampling to labels", "absent": absent,
-              "model": asdict(entry.run.model), "rows": rows}
-    return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, paths.results(profile_name) / "bench")
+              "images": len(inputs), "repeats": repeats, "warm_up": "one round over all images",
+              "left_out": "reading, resizing, upsampling to labels", "absent": absent, "model": asdict(entry.run.model), "rows": rows}
+    return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, profile_name)
 
 
 def spread(images: int, count: int) -> list[int]:
