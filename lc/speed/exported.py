@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc.cascade import LayerCascade
 from lc.region import Region, _pair
 from lc.region_conv import _as_rows
 from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, GraphCascade, Product
@@ -22,14 +21,10 @@ from lc.winograd import cells_around
 class Exported(GraphCascade):
     """A trained cascade for inference on a CPU, in ONNX Runtime: sizes that a graph leaves open cost half of stage 1's speed."""
 
-    def __init__(self, model: LayerCascade):
-        super().__init__(model)
-        self.features = model.reading == "features"
-
     def graph(self, later: list, *values: Tensor) -> Callable[..., list[Tensor]]:
         """A session of ONNX Runtime."""
         names = ["image", "rho", *(f"mask{i}" for i in range(len(values) - 2))]
-        return session(Graph(self.first, later, self.halo, self.features), values, names)
+        return session(Graph(self.first, later, self.halo, self.reading == "features"), values, names)
 
 
 class Graph(nn.Module):

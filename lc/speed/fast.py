@@ -287,8 +287,9 @@ class GraphCascade(nn.Module):
     def __init__(self, model: LayerCascade):
         super().__init__()
         folded, prepared = fold(model), prepare(model)
-        self.first, self.halo, self.graphs = nn.ModuleList([folded.stages[0], folded.heads[0]]), model.halo, {}
+        self.first = nn.ModuleList([folded.stages[0], folded.heads[0]])
         self.later = [(_in_a_row(stage), _in_a_row(head)) for stage, head in zip(prepared.stages[1:], prepared.heads[1:])]
+        self.reading, self.halo, self.graphs = model.reading, model.halo, {}
         unknown = {type(part).__name__ for parts in itertools.chain(*self.later) for part in parts if not isinstance(part, OnRows)}
         if unknown:
             raise ValueError(f"no graph for {', '.join(sorted(unknown))} with reading {model.reading!r}: call the cascade itself, or "
