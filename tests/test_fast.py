@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import DropPath
 from timm.models.resnet import Bottleneck
 from torch import nn
 
@@ -265,7 +266,7 @@ def test_a_convolution_off_the_grid_stays_as_it_is():
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(*parts))] == ["FastConv", "Conv2d", "ReLU", "Conv2d", "FastConv", "MaxPool2d"]
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))] == ["ReLU", "FastConv"]
     blocks = [Mixed(8, [[(8, 1)], [(8, 1), (8, 3)]], stride=stride) for stride in (1, 2)]
-    blocks += [Bottleneck(16, 4, **settings) for settings in ({}, {"cardinality": 2, "base_width": 32}, {"act_layer": nn.SiLU}, {"norm_layer": lambda c, **_: nn.GroupNorm(2, c)})]
+    blocks += [Bottleneck(16, 4, **settings) for settings in ({"drop_path": DropPath(0.1)}, {"cardinality": 2, "base_width": 32}, {"act_layer": nn.SiLU}, {"norm_layer": lambda c, **_: nn.GroupNorm(2, c)})]
     assert [type(fast_module.quick(fast_module.fold(block))) for block in blocks] == [FastMixed, Mixed, FastResidual, Bottleneck, Bottleneck, Bottleneck]
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct
+from timm.layers import ConvNormAct, DropPath
 from timm.models.inception_resnet_v2 import Block8, Block17, Block35, Mixed_7a
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+PLAIN = {Bottleneck, nn.Conv2d, nn.ReLU, nn.Identity, nn.Sequential, DropPath}  # all that a bottleneck's fast form computes, or need not
 
 
 def prepare(model: LayerCascade) -> LayerCascade:
@@ -69,7 +70,7 @@ def quick(part: nn.Module) -> nn.Module:
         made = FastResidual(part.mixed.branches, part.project, part.scale)
     elif isinstance(part, (Block35, Block17, Block8)):
         made = FastResidual(_branches(part), part.conv2d, part.scale, relu=getattr(part, "relu", part) is not None)
-    elif isinstance(part, Bottleneck) and {type(m) for m in part.modules()} <= {Bottleneck, nn.Conv2d, nn.ReLU, nn.Identity, nn.Sequential}:
+    elif isinstance(part, Bottleneck) and {type(m) for m in part.modules()} <= PLAIN:
         made = FastResidual([nn.ModuleList([part.conv1, part.conv2])], part.conv3, shortcut=part.downsample)
     elif isinstance(part, (Mixed, Mixed_7a)):
         made = FastMixed(part.branches if isinstance(part, Mixed) else _branches(part))
