@@ -66,9 +66,6 @@ class Pixels(Region):
 
     def reads(self, kernel: tuple[int, int], dilation: tuple[int, int], around: bool) -> tuple[Tensor, Tensor | None]:
         """(P T,), the row that each tap reads; around: behind those of the pixels come those of the Q other cells that windows reach, (Q,)."""
-        return self.once((kernel, dilation, around), lambda: self._reads(kernel, dilation, around))
-
-    def _reads(self, kernel: tuple[int, int], dilation: tuple[int, int], around: bool) -> tuple[Tensor, Tensor | None]:
         rows, ring = self.rows_of, None
         if around:
             ring = cells_around(self.mask, kernel, dilation).flatten()
@@ -96,7 +93,7 @@ def _linear(product: Product, rows: Tensor) -> Tensor:
 
 def _gathered(rows: Tensor, pixels: Pixels, window: tuple, outside: Tensor | None, entry: Product | None = None) -> Tensor:
     """(P T, C): what windows read of the rows and, through `entry`, of the map outside."""
-    read, ring = pixels.reads(*window, outside is not None)
+    read, ring = pixels.once((window, outside is not None), lambda: pixels.reads(*window, outside is not None))
     if ring is not None:
         around = outside.index_select(0, ring)
         rows = torch.cat([rows, around if entry is None else _linear(entry, around)])
