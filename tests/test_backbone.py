@@ -90,6 +90,23 @@ def test_rows_of_a_trained_cascade(monkeypatch):
     assert rows[2]["ideal"] == cost.dense_network_macs(model, (96, 96)) / cost.cascade_macs(model, (96, 96), rows[2]["computed"]) > rows[1]["ideal"]
 
 
+@pytest.mark.parametrize("part, form", [("prepare", "all active"), ("fold", "folded")])
+def test_forms_of_a_trained_cascade_are_right_before_they_are_timed(monkeypatch, part, form):
+    """Whichever side it is: what computes something else has no time."""
+    torch.manual_seed(0)
+    model = build(3, width=0.125, blocks=(1, 1, 1)).eval()
+    made = getattr(trained.fast, part)
+
+    def wrong(given):
+        found = made(given)
+        convs = [m for m in found.heads[-1].modules() if isinstance(m, torch.nn.Conv2d)]
+        convs[-1].bias.data[0] += 1
+        return found
+    monkeypatch.setattr(trained.fast, part, wrong)
+    with pytest.raises(RuntimeError, match=f"^{form} is off by .* its time means nothing"):
+        trained.forms(model, torch.randn(1, 3, 64, 64), compiled=False)
+
+
 def test_width_and_cut():
     """The width multiplier scales channels; a cut that does not rise is refused."""
     assert irnet(0.25)["stem"][-1].channels == 96 and irnet(0.01)["stem"][0].conv.out_channels == 8

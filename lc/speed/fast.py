@@ -42,7 +42,7 @@ def prepare(model: LayerCascade) -> LayerCascade:
     model.stages[0] = _dense(model.stages[0])
     at_work = (m for m in model.stages[0].modules() if isinstance(m, FastStage) or m._parameters or m._buffers)
     if isinstance(next(at_work, None), FastStage | None):  # a block, here or in the next stage, would overwrite the caller's image
-        model.stages[0].register_forward_pre_hook(lambda _, images: images[0].clone())
+        model.stages[0].register_forward_pre_hook(_copied)
     blocks = [block for stage in model.stages[1:] for block in _in_a_row(stage)]
     if not (model.reading == "zero" or model.reading == "features" and all(isinstance(block, (Residual, Mixed)) for block in blocks)):
         return model
@@ -52,6 +52,10 @@ def prepare(model: LayerCascade) -> LayerCascade:
         if isinstance(head, Head) and (model.reading == "zero" or head.hidden[0].kernel_size == (1, 1)):  # a wider one reads features
             model.heads[number] = FastStage(*_run(head))
     return model
+
+
+def _copied(stage: nn.Module, images: tuple[Tensor]) -> Tensor:
+    return images[0].clone()
 
 
 def _in_order(part: nn.Module) -> bool:

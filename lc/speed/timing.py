@@ -83,7 +83,7 @@ def pooled(arguments: list[str], processes: int, device: torch.device, target: P
     InputError once more than half as many were as are needed, if one fails otherwise, or if they differ too much (`compare`). The next call of the
     same code goes on with the processes that one which was cut off has kept."""
     code, refused = provenance(device)["source_hash"], 0
-    folder = paths.folder(file_of("-".join([*arguments, code]), device, paths.ROOT / "build" / "bench").with_suffix(""))
+    folder = paths.folder(paths.build("bench") / file_of("-".join([*arguments, code]), device).stem)
     with alone_in(folder):
         while (kept := len([*folder.glob("*.json")])) < processes:
             part = folder / f"{kept}.json"

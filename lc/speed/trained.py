@@ -15,7 +15,7 @@ from lc.data import SegmentationSet, to_input
 from lc.experiments import CASCADES, experiment
 from lc.paper import columns
 from lc.speed import cost, exported, fast
-from lc.speed.opponents import dense_forms, ready
+from lc.speed.opponents import dense_forms, difference, ready
 from lc.speed.timing import alternate, quartiles, undisturbed, write
 
 
@@ -85,8 +85,10 @@ def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images
     return {key: ms / len(images) for key, ms in measure(turns, repeats, images[0].device).items()}
 
 
+@torch.no_grad()
 def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, nn.Module], dict[str, Callable], dict[str, str]]:
-    """The cascade's forms, calls of the dense network's on the image, and what is absent. compiled: see dense_forms."""
+    """The cascade's forms, calls of the dense network's on the image, and what is absent; each compared with the plain modules. compiled: see
+    dense_forms."""
     sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
     dense, absent = dense_forms(cost.dense(folded), image, compiled)
     dense["all active"] = partial(cost.dense(sides["PyTorch"]), image)
@@ -94,6 +96,11 @@ def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str,
     if name in dense:
         made, missing = ready({f"LC, {name}": lambda: partial(make(model), image)})
         sides, absent = sides | {name: call.func for call in made.values()}, absent | missing
+    dtype = torch.float16 if image.is_cuda else torch.float32  # a GPU multiplies in TF32, which rounds like the former
+    for form, call in dense.items():
+        difference(call, cost.dense(model)(image), form, dtype)
+    for form, side in sides.items():
+        difference(lambda: side(image, 1.0).log_probs, model(image, 1.0).log_probs, f"the cascade in {form}", dtype)
     return sides, dense, absent
 
 
