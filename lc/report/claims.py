@@ -12,7 +12,6 @@ import torch
 from lc import paths
 from lc.report import audit, verdicts
 from lc.networks import build
-from lc.speed.cost import components
 from lc.paper import columns, published
 from lc.records import Record
 from lc.report.tables import (Evidence, decided_shares, difference_printed, difficulty_shares, interval, label_ratios, listed, near_boundary, percent,
@@ -175,18 +174,16 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
             size = build(21).to("meta").eval()(torch.zeros(1, 3, 512, 512, device="meta"), 1.0).log_probs.shape[1:]
             return _grade(tuple(size) == (21, 64, 64)), " x ".join(map(str, size))
         case "parameters":
-            rows = components(build(21), (512, 512))
-            total, heads = (sum(r["parameters"] for r in rows if r["component"].startswith(start)) / 1e6 for start in ("", "head"))
-            return _grade(abs(total - claimed) < 0.05), f"{total - heads:.2f} M, and {heads:.2f} M in heads of an assumed width"
+            body, heads = audit.parts().groupby("head")["parameters"].sum() / 1e6
+            return _grade(abs(body + heads - claimed) < 0.05), f"{body:.2f} M, and {heads:.2f} M in heads of an assumed width"
         case "training":
             rows = [row for bench in speed_files("training") for row in bench["rows"] if row["layer"] == "whole step"]
             return _grade(False, bool(rows) and all(row["speedup_low"] > 1 for row in rows)) if rows else "open", "a step: " + ", ".join(
                 f"{row['speedup']:.2f}x at rho = {row['rho']:g}" for row in rows) + "; time to equal accuracy not tested, no size is claimed"
         case "stage parameters":
-            rows = components(build(21), (512, 512))
-            millions = [sum(r["parameters"] for r in rows if r["stage"] == stage) / 1e6 for stage in (1, 2, 3)]
-            said = ", ".join(f"{m:.1f} M" for m in millions)
-            return _grade(min(millions[1:]) > 2 * millions[0], min(millions[1:]) > millions[0]), f"{said} in stages 1, 2, 3"
+            first, *later = audit.parts().groupby("stage")["parameters"].sum() / 1e6
+            said = ", ".join(f"{m:.1f} M" for m in (first, *later))
+            return _grade(min(later) > 2 * first, min(later) > first), f"{said} in stages 1, 2, 3"
         case "order":
             ms = system_times("")["ms"][on.split()]
             said = ", ".join(f"{name} {v:.0f} ms" for name, v in ms.items())

@@ -126,14 +126,12 @@ def ratio_bars(ratios: pd.DataFrame) -> Figure:
     return figure
 
 
-def bars(values: pd.Series, ax: Axes, xlabel: str, stages: pd.Series | None = None, spread: np.ndarray | None = None, **limits) -> Axes:
+def bars(values: pd.Series, ax: Axes, xlabel: str, stages: pd.Series | None = None, spread: np.ndarray | None = None) -> Axes:
     """One horizontal bar per entry, first on top, coloured by stage if given; spread: (2, entries) distances down and up."""
     colours = [STAGE_COLOURS[s - 1] for s in stages] if stages is not None else STAGE_COLOURS[2]
-    drawn = ax.barh(values.index, values, color=colours, xerr=spread, error_kw={"ecolor": PAPER_COLOUR, "capsize": 2})
+    ax.barh(values.index, values, color=colours, xerr=spread, error_kw={"ecolor": PAPER_COLOUR, "capsize": 2})
     ax.invert_yaxis()
-    ax.set(xlabel=xlabel, **limits)
+    ax.set(xlabel=xlabel)
     if stages is not None:
         ax.legend(handles=[Patch(color=c, label=f"stage {i + 1}") for i, c in enumerate(STAGE_COLOURS)], fontsize=8)
-    elif spread is None:
-        ax.bar_label(drawn, fmt="%.1f", fontsize=8, padding=2)
     return ax
