@@ -269,7 +269,7 @@ def bench_table(bench: dict) -> pd.DataFrame:
         stages = {f"stage {i + 1} ms": ms for i, ms in enumerate(row["stage_ms"])} if row["rho"] is not None else {}
         rows["dense" if row["rho"] is None else f"{row['rho']:g}"] = {
             "ms": row["ms"], "quartiles": f"{row['ms_low']:.1f}-{row['ms_high']:.1f}", "images/s": 1000 / row["ms"],
-            "speed-up": row["speedup"], **stages, "form": row.get("dense_form" if row["rho"] is None else "region_form")}
+            "speed-up": row["speedup"], **stages, "form": row["dense_form" if row["rho"] is None else "region_form"]}
     return pd.DataFrame(reversed(rows.values()), index=reversed(rows))[::-1].rename_axis("rho")  # columns in the order of a row with stages
 
 

@@ -13,11 +13,8 @@ from lc.report.tables import (METHODS, MISSING, Evidence, decided_shares, differ
                                selection_table, speed_files, words)
 
 SMALL = 0.5  # points of mIoU
-TIMED = {  # kind of the timing file: what is timed, as a sentence has it, and as a table has it
-    "network": ("full-width network at the paper's pixel shares (random weights)", "full-width network, pixel shares of Table 1"),
-    "cascade": ("small trained LC of these pages", "trained cascade"),
-    "lc-wide": ("trained LC of twice its width", "trained cascade of twice its width"),
-    "lc-full": ("trained LC of the paper's width and depth", "trained cascade of the paper's width and depth")}
+TIMED = {"network": "full-width network, pixel shares of Table 1", "cascade": "trained cascade", "lc-wide": "trained cascade of twice its width",
+         "lc-full": "trained cascade of the paper's width and depth"}  # kind of the timing file: what is timed
 
 
 @dataclass(frozen=True)
@@ -196,25 +193,23 @@ def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
 
 def _speedups(ev: Evidence) -> pd.DataFrame:
     """Every measured speed-up of LC at the paper's two rho: a row for each kind of TIMED, device, setting and rho."""
-    return pd.DataFrame([{"kind": kind, "dense_form": "folded", "ideal": np.nan, **row, "where": bench["where"]} for kind in TIMED
+    return pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in TIMED
                          for bench in speed_files(kind, "" if kind == "network" else ev.profile.name)
                          for row in bench["rows"] if row["rho"] in paper_speedups()])
 
 
 def speed_answer(ev: Evidence) -> list[str]:
     """Whether the paper's two factors held, and what equal accuracy leaves of them, as sentences; none without a timing, nor of a smoke run."""
-    timed, parts = _speedups(ev), []
+    timed = _speedups(ev)
     if timed.empty or ev.profile.tier == "smoke":
         return []
     faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
-    for kind, rows in timed.groupby("kind", sort=False):
-        spans = [f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}"
-                 for rho, at in rows.groupby("rho", sort=False)["speedup"]]
-        parts.append(f"the {TIMED[kind][0]} {', '.join(spans)}")
+    spans = ", ".join(f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}"
+                      for rho, at in timed.groupby("rho", sort=False)["speedup"])
     word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
     factors = " and ".join(f"{value:.2f}x" for value in paper_speedups().values())
     return [f"**Did the speed gain hold? {word}.** Over the fastest dense form LC is faster in {faster.sum()} of {len(timed)} timings (lower "
-            f"quartile above 1) and reaches the paper's factor (Titan X, by its frame rates: {factors}) in {reached.sum()}: {'; '.join(parts)}.",
+            f"quartile above 1) and reaches the paper's factor (Titan X, by its frame rates: {factors}) in {reached.sum()}: {spans}.",
             *_equal_accuracy(ev)]
 
 
@@ -223,14 +218,13 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
     difference in points, whether it is `equal` (the whole interval above -SMALL), cells that stages 2 and 3 compute, the speed-up over its dense
     form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
     rows, entries = {}, catalogue(ev.profile.name)
-    for kind, name, control in ((kind, name, entries[name].control or METHODS["DSN"]) for kind, name in CASCADES.items() if name in entries
-                                and ev.profile.tier != "smoke"):
+    for kind, name in CASCADES.items() if ev.profile.tier != "smoke" else ():
+        control = (entries[name].control or METHODS["DSN"]) if name in entries else ""
         if not {name, control} <= set(ev.records) or not ev[name]["sweep"]:
             continue
         dsn = draws(ev[control], "confusions_val")
-        for bench in speed_files(kind, ev.profile.name):
-            # of this run; older files lack it
-            timed = {row["rho"]: row for row in bench["rows"] if bench["key"] == ev[name]["key"] and row.get("computed")}
+        for bench in (bench for bench in speed_files(kind, ev.profile.name) if bench["key"] == ev[name]["key"]):
+            timed = {row["rho"]: row for row in bench["rows"]}
             for at, counts in zip(ev[name]["sweep"], ev[name].arrays["sweep_confusions"]):
                 if at["rho"] == 1 or at["rho"] not in timed:
                     continue
@@ -238,7 +232,7 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
                     "mIoU": 100 * at["miou"], "DSN": dsn[0], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
                     **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)},
-                    "dense form": row.get("dense_form", "folded"),
+                    "dense form": row["dense_form"],
                     **dict(zip(("speed-up", "lower", "upper", "ideal"), (row[key] for key in ("speedup", "speedup_low", "speedup_high", "ideal"))))}
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["cascade", "rho", "where"]))
 
@@ -306,14 +300,13 @@ def gains(ev: Evidence) -> list[pd.DataFrame]:
 def speedups(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, and the opponent, under the paper's."""
     data = next(iter(ev.records.values()))["data"]["name"]
-    named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, (_, head) in TIMED.items()}
+    named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, head in TIMED.items()}
     cells = lambda rho, *values: {(f"rho = {rho:g}", head): value for head, value in zip(("speed-up", "ideal", "dense form"), values)}
     found = {"the paper's frame rates, Titan X": {}}
     for rho, value in paper_speedups().items():
         found["the paper's frame rates, Titan X"].update(cells(rho, f"{value:.2f}x", None, None))
     for row in _speedups(ev).itertuples():
         found.setdefault(f"{named[row.kind]}: {row.where}", {}).update(cells(
-            row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
-            None if pd.isna(row.ideal) else f"{row.ideal:.2f}x", row.dense_form))
+            row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]", f"{row.ideal:.2f}x", row.dense_form))
     parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
     return [pd.DataFrame(part).T for part in parts if len(found) > 1 and part]
