@@ -15,7 +15,6 @@ from lc.errors import InputError, check_rho
 from lc.experiments import profile
 
 SOURCES = paths.ROOT / "book"
-_TYPES = {"float": float, "int": int, "str": str, "bool": lambda text: {"true": True, "false": False}[text.lower()]}
 
 
 def parameters(name: str, given: dict[str, str]) -> tuple[Path, dict]:
@@ -25,16 +24,15 @@ def parameters(name: str, given: dict[str, str]) -> tuple[Path, dict]:
     path = SOURCES / f"{Path(name).stem}.ipynb"
     if not path.exists():
         raise InputError(f"unknown notebook {name!r}; notebooks: {', '.join(sorted(p.stem for p in SOURCES.glob('*.ipynb')))}")
-    known = papermill.inspect_notebook(str(path))
-    values = {key: ast.literal_eval(entry["default"]) for key, entry in known.items()}
+    values = {key: ast.literal_eval(entry["default"]) for key, entry in papermill.inspect_notebook(str(path)).items()}
     for key, text in given.items():
-        if key not in known:
-            raise InputError(f"notebook {name} has no parameter {key!r}; its parameters: {', '.join(known) or 'none'}")
-        kind = known[key]["inferred_type_name"].strip()
+        if key not in values:
+            raise InputError(f"notebook {name} has no parameter {key!r}; its parameters: {', '.join(values)}")
+        kind = type(values[key])
         try:
-            values[key] = _TYPES[kind](text)
-        except (ValueError, KeyError):
-            raise InputError(f"parameter {key} of notebook {name} must be {kind}, got {text!r}") from None
+            values[key] = kind(text)
+        except ValueError:
+            raise InputError(f"parameter {key} of notebook {name} must be {kind.__name__}, got {text!r}") from None
         {"rho": check_rho, "profile": profile}.get(key, str)(values[key])
     return path, values
 
@@ -82,8 +80,7 @@ def check_executed(path: Path) -> None:
 def answers(path: Path) -> list[str]:
     """Texts of the cells tagged "answer": what a rerun prints on the terminal."""
     outputs = [output for cell in _tagged(json.loads(path.read_text()), "answer") for output in cell["outputs"]]
-    shown = [{"text/plain": output.get("text", ""), **output.get("data", {})} for output in outputs]
-    return ["".join(data.get("text/markdown", data["text/plain"])) for data in shown]
+    return ["".join(output["data"]["text/markdown"]) for output in outputs if "text/markdown" in output.get("data", {})]
 
 
 def to_html(path: Path) -> Path:
