@@ -16,7 +16,9 @@ from lc.errors import InputError
 from lc.paper import columns, published
 
 EVERYWHERE = 10_000  # a halo, in cells, that covers any image
-SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet", "deeplab": "DeepLab", "deeplab-v2": "DeepLab-v2", "dilation": "Dilation", "crf-rnn": "CRF-RNN"}
+SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet (pooling indices)", "deeplab": "DeepLab (VGG16, large field of view)",
+           "deeplab-v2": "DeepLab-v2 (ResNet-101, ASPP)", "dilation": "Dilation (front end, context module)",
+           "crf-rnn": "CRF-RNN (FCN-8s, mean field)"}
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
 LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of larger runs: name behind lc-large, lc-wide; change

@@ -184,7 +184,7 @@ def test_coverage_follows_the_records(house, monkeypatch):
         (("lc-0.985", ""), ("lc-0.985 dsn time:segnet", ""), ("published", ""), ("bench:network", "on a CPU"), ("model", "another one"))])
     table = systems.coverage(tables.Evidence(tables.profile("camvid-lite"), {"lc-0.985": fake_record("camvid-lite", "lc-0.985")}))
     assert list(table["state"]) == ["done", "missing: dsn, time:segnet", "published row only", "missing: bench:network (on a CPU)", "substitute (another one)"]
-    assert "records/lc-0.985-" in table["records"][1]
+    assert '<a href="records/lc-0.985-' in table["made from"][1] and table["made from"][1].endswith(">lc-0.985</a>, dsn, time:segnet")
     assert systems.summary(table) == "Of 5 table rows and figure panels: 2 missing, 1 done, 1 published row only, 1 substitute."
 
 

@@ -8,18 +8,15 @@ import pandas as pd
 
 from lc import paths
 from lc.report.claims import link
-from lc.experiments import BEST_RHO
-from lc.report.tables import MISSING, Evidence, gain, listed, paper_and_ours, percent, printed, speed_files, system_times, variant, words
+from lc.experiments import BEST_RHO, SYSTEMS as OTHERS
+from lc.report.tables import (MISSING, Evidence, class_iou, gain, listed, paper_and_ours, percent, printed, speed_files, system_times, variant,
+                              words)
 
 LC = f"lc-{BEST_RHO}"
 QUOTED = "published row only"
-SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet (pooling indices)", "deeplab": "DeepLab (VGG16, large field of view)",
-           "deeplab-v2": "DeepLab-v2 (ResNet-101, ASPP)", "dilation": "Dilation (front end, context module)",
-           "crf-rnn": "CRF-RNN (FCN-8s, mean field)", "irnet": "IRNet", "dsn": "DSN", LC: "LC", "lc-0.800": "LC (fast)",
-           "aspp-lc": "LC with an ASPP head"}
+SYSTEMS = {**OTHERS, "irnet": "IRNet", "dsn": "DSN", LC: "LC", "lc-0.800": "LC (fast)", "aspp-lc": "LC with an ASPP head"}
 FULL = ["run", "mIoU val", "mIoU test", "M parameters", "ms", "images/s"]
 HEADS = {"3": FULL, "4": FULL[:3], "5": FULL[:3], "6": FULL, "poster": ["M parameters", "ms", "images/s"], "slides": FULL}
-OPTIONS = {"multi-scale": ("study-multiscale", "study-crf"), "CRF": ("study-crf", "crf-rnn"), "COCO": ()}
 BACKBONES = {"vgg16": "VGG16", "resnet101": "ResNet-101", "": "IRNet"}
 
 
@@ -42,15 +39,14 @@ def missing(ev: Evidence, word: str) -> bool:
 
 
 def coverage(ev: Evidence) -> pd.DataFrame:
-    """Each table row and figure panel: page, what it is made from, record files, state."""
+    """Each table row and figure panel: page, what it is made from (runs with links to their records), state."""
     rows = []
     for line in listed("coverage"):
         made = line["on"].split()
         lacking = [word for word in made if missing(ev, word)]
-        files = [ev[name].path.name for name in made if name in ev.records]
+        linked = [f'<a href="records/{ev[word].path.name}">{word}</a>' if word in ev.records else word for word in made]
         state = QUOTED if made == ["published"] else f"missing: {', '.join(lacking)}" if lacking else "substitute" if line["note"] else "done"
-        rows.append({"place": line["where"], "row or panel": line["row"], "page": link(line["page"]), "made from": ", ".join(made),
-                     "records": " ".join(f'<a href="records/{file}">{file}</a>' for file in files),
+        rows.append({"place": line["where"], "row or panel": line["row"], "page": link(line["page"]), "made from": ", ".join(linked),
                      "state": state + (f" ({line['note']})" if line["note"] else "")})
     return pd.DataFrame(rows)
 
@@ -83,14 +79,12 @@ def numbers(ev: Evidence, made: list[str]) -> dict:
 
 def table(ev: Evidence, name: str) -> list[pd.DataFrame]:
     """A table of other systems, the paper's beside ours; of Tables 4 and 5 the means only, as our classes are others."""
-    paper, made = printed(name), made_from(name)
-    ours = pd.DataFrame({row: numbers(ev, words_) for row, words_ in made.items()}).T.reindex(columns=HEADS[name])
+    paper = printed(name)
+    ours = pd.DataFrame({row: numbers(ev, made) for row, made in made_from(name).items()}).T.reindex(columns=HEADS[name])
     if name in "45":
         paper = paper[["mIoU"]].rename(columns={"mIoU": "Table 4, VOC12 test" if name == "4" else "Table 5, Cityscapes test"})
-    for option in OPTIONS:
-        if option in paper:
-            paper[option] = paper[option].map({1: "yes", 0: "no"}).fillna("not disclosed")
-            ours.insert(1, option, ["" if m == ["published"] else "yes" if m[0] in OPTIONS[option] else "no" for m in made.values()])
+    for option in paper.columns.intersection(["COCO", "multi-scale", "CRF"]):
+        paper[option] = paper[option].map({1: "yes", 0: "no"}).fillna("not disclosed")
     return paper_and_ours(paper, ours, ev, "full width, random weights" if name == "poster" else "")
 
 
@@ -103,9 +97,7 @@ def systems(ev: Evidence) -> pd.DataFrame:
 
 def by_class(ev: Evidence) -> pd.DataFrame:
     """IoU of each system by class on the test images (val, where there are none), percent (our counterpart of Tables 4 and 5)."""
-    percent = lambda record: [None if v is None else 100 * v for v in record["metrics"][ev.splits[-1]]["iou"]]
-    return pd.DataFrame({title: dict(zip(ev[name]["data"]["classes"], percent(ev[name])))
-                         for name, title in SYSTEMS.items() if name in ev.records}).astype(float).T
+    return pd.DataFrame({title: class_iou(ev[name], ev.splits[-1]) for name, title in SYSTEMS.items() if name in ev.records}).T
 
 
 def backbones(ev: Evidence) -> pd.DataFrame:

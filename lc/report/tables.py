@@ -67,6 +67,11 @@ def percent(record: records.Record, split: str) -> float:
     return 100 * record["metrics"][split]["miou"]
 
 
+def class_iou(record: records.Record, split: str) -> pd.Series:
+    """IoU of each class in percent; nan where neither labels nor predictions hold it."""
+    return 100 * pd.Series(record["metrics"][split]["iou"], index=record["data"]["classes"], dtype=float)
+
+
 def draws(record: records.Record, counts: str | np.ndarray, score=metrics.miou, number: int = 2000) -> np.ndarray:
     """(1 + number, ...) a score in percent from per-image counts (N, ...) of a record, an array or its name: of all images, then of bootstrap
     samples of them. Frames of one video resemble their neighbours, so there blocks of consecutive frames are drawn (circular block bootstrap).

@@ -8,8 +8,8 @@ import pandas as pd
 from lc.experiments import BEST_RHO, CASCADES, catalogue
 from lc.paper import published
 from lc.report import why
-from lc.report.tables import (METHODS, MISSING, Evidence, decided_shares, difference_printed, difficulty_shares, draws, gain, interval, label_ratios,
-                               listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs, seed_gains,
+from lc.report.tables import (METHODS, MISSING, Evidence, class_iou, decided_shares, difference_printed, difficulty_shares, draws, gain, interval,
+                               label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs, seed_gains,
                                selection_table, speed_files, words)
 
 SMALL = 0.5  # points of mIoU
@@ -108,7 +108,7 @@ def stage_verdicts(ev: Evidence) -> list[str]:
 
 def tied(record, values: pd.Series) -> float:
     """Rank correlation, over classes, of their IoU on val and these values; nan where nothing varies."""
-    iou = pd.Series(record["metrics"]["val"]["iou"], index=values.index, dtype=float)
+    iou = class_iou(record, "val")
     return iou.corr(values, method="spearman") if min(iou.nunique(), values.nunique()) > 1 else float("nan")
 
 
