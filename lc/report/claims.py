@@ -19,11 +19,11 @@ from lc.report.tables import (Evidence, decided_shares, difference_printed, diff
 
 BOUNDARY = 3     # pixels: how near "on a boundary" is, at most
 SHARE = 10       # points by which a share of pixels may differ
-FACTS = ("audit", "voc lists", "voc background", "label map", "parameters", "stage parameters", "speed", "training", "order")
 CHECKED = ("audit", "voc lists", "voc background", "label map", "parameters", "stage parameters")  # against the paper itself, or the labels of VOC
+FACTS = (*CHECKED, "speed", "training", "order")
 COMPARISONS = ("gain", "no effect", "robust", "peak", "applies", "faster", "monotone", "time falls", "later time")
-VERDICTS = ("reproduced", "in part", "not shown", "not", "open", "not here")
-SPELT = {"not shown": "no difference shown", "not": "not reproduced", "open": "not tested yet", "not here": "not testable here"}
+SPELT = {"reproduced": "reproduced", "in part": "in part", "not shown": "no difference shown", "not": "not reproduced", "open": "not tested yet",
+         "not here": "not testable here"}  # verdicts, in sentences
 
 
 def claims(ev: Evidence) -> pd.DataFrame:
@@ -50,7 +50,7 @@ def summary(table: pd.DataFrame) -> str:
     parts = []
     for kind, what in (("tested", "that runs and timings can test"), ("checked", "checked against the paper's own numbers and VOC's labels")):
         counts = table.loc[table["kind"] == kind, "verdict"].value_counts()
-        parts.append(f"Of {counts.sum()} claims {what}: " + ", ".join(f"{counts[v]} *{SPELT.get(v, v)}*" for v in VERDICTS if v in counts) + ".")
+        parts.append(f"Of {counts.sum()} claims {what}: " + ", ".join(f"{counts[v]} *{said}*" for v, said in SPELT.items() if v in counts) + ".")
     return " ".join(parts)
 
 
@@ -58,7 +58,7 @@ def _judge(ev: Evidence, row: dict) -> tuple[str, str]:
     test, claimed = row["test"], difference_printed(row["claimed"])
     names, *variants = row["on"].split("|")
     names = names.split()
-    if test in ("open", "not here"):
+    if test == "not here":
         return test, row["on"]
     if test in FACTS:
         return _fact(test, row["on"], claimed)

@@ -1,12 +1,11 @@
 """Tables 3 to 6, the poster's and the slides': other systems beside LC, under one budget; and what of the paper is covered where.
 
 results/coverage.csv has a line for each table row and figure panel, with what it is made from, in one word each: a run or study of the
-catalogue; time:NAME, a row of the systems' timing file; poster:NAME, of the poster's; bench:KIND, a timing file; labels, the masks of VOC; model,
-the network itself; published, a row that is only quoted. Records that are missing leave their cells empty.
+catalogue; time:NAME, a row of the systems' timing file; poster:NAME, of the poster's; bench:cascade, LC's timing file; model, the network itself;
+published, a row that is only quoted. Records that are missing leave their cells empty.
 """
 import pandas as pd
 
-from lc import paths
 from lc.report.claims import link
 from lc.experiments import BEST_RHO, SYSTEMS as OTHERS
 from lc.report.tables import (MISSING, Evidence, class_iou, gain, listed, paper_and_ours, percent, printed, speed_files, system_times, variant,
@@ -17,7 +16,7 @@ QUOTED = "published row only"
 SYSTEMS = {**OTHERS, "irnet": "IRNet", "dsn": "DSN", LC: "LC", "lc-0.800": "LC (fast)", "aspp-lc": "LC with an ASPP head"}
 FULL = ["run", "mIoU val", "mIoU test", "M parameters", "ms", "images/s"]
 HEADS = {"3": FULL, "4": FULL[:3], "5": FULL[:3], "6": FULL, "poster": ["M parameters", "ms", "images/s"], "slides": FULL}
-BACKBONES = {"vgg16": "VGG16", "resnet101": "ResNet-101", "": "IRNet"}
+BACKBONES = {"VGG16": ("vgg16-dsn", "vgg16-lc"), "ResNet-101": ("resnet101-dsn", "resnet101-lc"), "IRNet": ("dsn", LC)}
 
 
 def made_from(table: str) -> dict[str, list[str]]:
@@ -32,9 +31,7 @@ def missing(ev: Evidence, word: str) -> bool:
     if kind in ("time", "poster"):
         return name not in system_times(ev.profile.name if kind == "time" else "").index
     if kind == "bench":
-        return not speed_files(name, ev.profile.name if name in ("cascade", "systems") else "")
-    if kind == "labels":
-        return not (paths.results("voc12") / "labels.json").exists()
+        return not speed_files(name, ev.profile.name)
     return kind not in ("model", "published") and kind not in ev.records
 
 
@@ -103,8 +100,7 @@ def by_class(ev: Evidence) -> pd.DataFrame:
 def backbones(ev: Evidence) -> pd.DataFrame:
     """LC on other networks: mIoU (percent) of DSN and LC on each, LC less DSN with its interval, pixels that stages 1 and 2 decide (percent)."""
     rows = {}
-    for prefix, title in BACKBONES.items():
-        dsn, lc = (f"{prefix}-dsn", f"{prefix}-lc") if prefix else ("dsn", LC)
+    for title, (dsn, lc) in BACKBONES.items():
         for split in ev.splits:
             cells = {row: percent(ev[name], split) for row, name in (("DSN", dsn), ("LC", lc)) if name in ev.records}
             decided = ev[lc]["metrics"][split]["decided"] if lc in ev.records else [float("nan")] * 2
