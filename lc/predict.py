@@ -41,12 +41,12 @@ def examples(profile_name: str) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def forward(model: nn.Module, image: np.ndarray, rho: float, height: int | None = None) -> CascadeOutput:
-    """The cascade on one image (H, W, 3) uint8, resized to `height` rows first if given."""
-    return model(_input(model, image, height), check_rho(rho))
+def forward(model: nn.Module, image: np.ndarray, rho: float) -> CascadeOutput:
+    """The cascade on one image (H, W, 3) uint8."""
+    return model(_input(model, image), check_rho(rho))
 
 
-def _input(model: nn.Module, image: np.ndarray, height: int | None) -> Tensor:
+def _input(model: nn.Module, image: np.ndarray, height: int | None = None) -> Tensor:
     if height is not None:
         width = max(1, round(image.shape[1] * height / image.shape[0]))
         image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -30,13 +30,13 @@ def colour(labels: np.ndarray, palette: Sequence) -> np.ndarray:
     return table[labels]
 
 
-def panels(rows: list[list[np.ndarray]], titles: list[str], names: list[str] | None = None, cmap: str = "viridis") -> Figure:
+def panels(rows: list[list[np.ndarray]], titles: list[str], names: list[str] | None = None) -> Figure:
     """A grid of pictures: RGB (H, W, 3) or maps (H, W)."""
     height, width = rows[0][0].shape[:2]
     figure, grid = plt.subplots(len(rows), len(titles), squeeze=False, figsize=(2.3 * len(titles), 2.3 * len(rows) * height / width + 0.3))
     for axes, pictures in zip(grid, rows):
         for ax, picture in zip(axes, pictures):
-            ax.imshow(picture, cmap=cmap, interpolation="nearest", vmin=0)
+            ax.imshow(picture, cmap="viridis", interpolation="nearest", vmin=0)
             ax.set_xticks([]), ax.set_yticks([]), ax.grid(False)
     for ax, title in zip(grid[0], titles):
         ax.set_title(title, fontsize=9)
@@ -96,10 +96,9 @@ def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:
 
 def break_even(rows: list[dict], ax: Axes) -> Axes:
     """Speed-up against the active share, one line per layer, with the ideal 1 / share."""
-    frame = pd.DataFrame(rows).sort_values("active")
-    for (layer, part), colour_ in zip(frame.groupby("layer"), STAGE_COLOURS[1:]):
-        ax.plot(part["active"], part["speedup"], "o-", color=colour_, label=layer)
-    share = np.linspace(frame["active"].min(), 1, 50)
+    frame = pd.DataFrame(rows).pivot(index="active", columns="layer", values="speedup")
+    frame.plot(style="o-", color=list(STAGE_COLOURS[1:]), ax=ax)
+    share = np.linspace(frame.index.min(), 1, 50)
     ax.plot(share, 1 / share, "--", color=PAPER_COLOUR, label="ideal: 1 / share")
     ax.axhline(1, color=PAPER_COLOUR, linewidth=1)
     return _finish(ax, "share of active pixels", "speed-up", "Against the fastest dense form")

@@ -72,15 +72,15 @@ def class_iou(record: records.Record, split: str) -> pd.Series:
     return 100 * pd.Series(record["metrics"][split]["iou"], index=record["data"]["classes"], dtype=float)
 
 
-def draws(record: records.Record, counts: str | np.ndarray, score=metrics.miou, number: int = 2000) -> np.ndarray:
-    """(1 + number, ...) a score in percent from per-image counts (N, ...) of a record, an array or its name: of all images, then of bootstrap
+def draws(record: records.Record, counts: str | np.ndarray, score=metrics.miou) -> np.ndarray:
+    """(2001, ...) a score in percent from per-image counts (N, ...) of a record, an array or its name: of all images, then of bootstrap
     samples of them. Frames of one video resemble their neighbours, so there blocks of consecutive frames are drawn (circular block bootstrap).
 
     Equal N gives equal samples, so sums and differences of draws are paired."""
     counts = record.arrays[counts] if isinstance(counts, str) else counts
     n, block = len(counts), VIDEO.get(record["data"]["name"], 1)
-    starts = np.random.default_rng(0).integers(n, size=(number, -(-n // block), 1))
-    chosen = ((starts + np.arange(block)) % n).reshape(number, -1)[:, :n]
+    starts = np.random.default_rng(0).integers(n, size=(2000, -(-n // block), 1))
+    chosen = ((starts + np.arange(block)) % n).reshape(len(starts), -1)[:, :n]
     times = np.stack([np.ones(n), *(np.bincount(row, minlength=n) for row in chosen)])
     return 100 * score(np.tensordot(times, counts, axes=1))
 
@@ -271,11 +271,12 @@ def bench_table(bench: dict) -> pd.DataFrame:
     """Fig. 7: time by rho, dense first; milliseconds, images per second, speed-up against dense, time per stage."""
     rows = {}
     for row in bench["rows"]:
-        stages = {f"stage {i + 1} ms": ms for i, ms in enumerate(row["stage_ms"])} if row["rho"] is not None else {}
-        rows["dense" if row["rho"] is None else f"{row['rho']:g}"] = {
-            "ms": row["ms"], "quartiles": f"{row['ms_low']:.1f}-{row['ms_high']:.1f}", "images/s": 1000 / row["ms"],
-            "speed-up": row["speedup"], **stages, "form": row["dense_form" if row["rho"] is None else "region_form"]}
-    return pd.DataFrame(reversed(rows.values()), index=reversed(rows))[::-1].rename_axis("rho")  # columns in the order of a row with stages
+        dense = row["rho"] is None
+        rows["dense" if dense else f"{row['rho']:g}"] = {
+            "ms": row["ms"], "quartiles": f"{row['ms_low']:.1f}-{row['ms_high']:.1f}", "images/s": 1000 / row["ms"], "speed-up": row["speedup"],
+            "form": row["dense_form" if dense else "region_form"],
+            **({} if dense else {f"stage {i} ms": ms for i, ms in enumerate(row["stage_ms"], start=1)})}
+    return pd.DataFrame(rows.values(), index=list(rows)).rename_axis("rho")
 
 
 def speed_points(ev: Evidence, bench: dict) -> dict[str, pd.DataFrame]:
