@@ -60,13 +60,13 @@ class Experiment:
     name: str
     title: str
     run: RunConfig
-    minutes: float
     cells: tuple[tuple[str, str, str], ...] = ()
     publish: bool = False
     sweep: bool = True
     study: str = ""
     group: str = ""  # "why": one thing of LC changed
     control: str = ""
+    minutes: float = 0  # an estimate, made by `catalogue`
 
 
 PROFILES = {p.name: p for p in (
@@ -123,7 +123,7 @@ def _initial(p: Profile, seed: int) -> RunConfig:
     return RunConfig(p.name, p.data, p.model, p.train, (Phase(p.epochs, p.lr, freeze_bn=p.freeze_bn),), seed=seed)
 
 
-def _tuned(p: Profile, rho: float, initial: RunConfig, **phase) -> RunConfig:
+def _tuned(p: Profile, initial: RunConfig, rho: float = float(BEST_RHO), **phase) -> RunConfig:
     """Cascade training at rho from the initial weights; `phase`: what differs from the profile's settings."""
     return replace(initial, phases=(Phase(**{"epochs": p.cascade_epochs, "lr": p.cascade_lr, "freeze_bn": True, "rho": rho, **phase}),),
                    rho=rho, start=initial)
@@ -131,42 +131,42 @@ def _tuned(p: Profile, rho: float, initial: RunConfig, **phase) -> RunConfig:
 
 def _others(p: Profile, initial: RunConfig) -> dict[str, RunConfig]:
     """The methods of Table 2 beside LC and the DSN, by name."""
-    last, best = (len(p.model.blocks),), _tuned(p, float(BEST_RHO), initial)
+    last, best = (len(p.model.blocks),), _tuned(p, initial)
     irnet = replace(initial, phases=(Phase(p.epochs, p.lr, heads=last, freeze_bn=p.freeze_bn),
                                      Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
     mc = replace(initial, rho=best.rho, phases=tuple(
         Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=best.rho, freeze_bn=p.freeze_bn) for s in (1, 2, 3)))
-    return {"dsn-dropout": replace(_tuned(p, 1.0, initial, label_dropout=True), dropout_like=best), "irnet": irnet, "mc": mc}
+    return {"dsn-dropout": replace(_tuned(p, initial, 1.0, label_dropout=True), dropout_like=best), "irnet": irnet, "mc": mc}
 
 
 def _paper(p: Profile) -> list[Experiment]:
     """Tables 1 and 2, and the studies of their weights."""
     initial = _initial(p, p.seeds[0])
-    entries = [Experiment("initial", "initial training (DSN, all stages, all pixels)", initial, 0, publish=True)]
+    entries = [Experiment("initial", "initial training (DSN, all stages, all pixels)", initial, publish=True)]
     for column in columns("1", "mIoU"):
         rho = float(column)
         row = "DSN" if rho == 1 else "LC"
         cells = (("1", "mIoU", column),) + ((("2", row, "mIoU"),) if column in ("1", BEST_RHO) else ())
         label = "dsn" if rho == 1 else f"lc-{column}"
-        entries.append(Experiment(label, f"{row} at rho = {column}", _tuned(p, rho, initial), 0, cells, publish=column in ("1", BEST_RHO)))
-    best, others = _tuned(p, float(BEST_RHO), initial), _others(p, initial)
+        entries.append(Experiment(label, f"{row} at rho = {column}", _tuned(p, initial, rho), cells, publish=column in ("1", BEST_RHO)))
+    best, others = _tuned(p, initial), _others(p, initial)
     methods = {"dsn-dropout": ("DSN + Dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}"),
                "irnet": ("IRNet", "IRNet: the last head alone"),
                "mc": ("MC", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed")}
     return [*entries,
-            *(Experiment(name, title, others[name], 0, (("2", row, "mIoU"),), sweep=name != "irnet") for name, (row, title) in methods.items()),
-            *(Experiment(f"study-{study}", title, best, 0, sweep=False, study=study) for study, (_, title) in STUDIES.items())]
+            *(Experiment(name, title, others[name], (("2", row, "mIoU"),), sweep=name != "irnet") for name, (row, title) in methods.items()),
+            *(Experiment(f"study-{study}", title, best, sweep=False, study=study) for study, (_, title) in STUDIES.items())]
 
 
 def _changed(name: str, title: str, run: RunConfig, control: str = "dsn") -> Experiment:
     """A run with one thing of LC, or of the DSN, changed; one that is timed is also evaluated at every other rho."""
-    return Experiment(name, title, run, 0, sweep=name in CASCADES, group="why", control=control)
+    return Experiment(name, title, run, sweep=name in CASCADES, group="why", control=control)
 
 
 def _why(p: Profile) -> list[Experiment]:
     """LC at the best rho with one thing changed, and the DSN with the same change where it can have it."""
-    initial, rho, hs = _initial(p, p.seeds[0]), float(BEST_RHO), published("text", "hs-confidence-above").value / 100
-    best = _tuned(p, rho, initial)
+    initial, hs = _initial(p, p.seeds[0]), published("text", "hs-confidence-above").value / 100
+    best = _tuned(p, initial)
     halos = [_changed(name, f"LC, a halo of {k} cell{'s' * (k > 1)} is computed round each region", replace(best, model=replace(p.model, halo=k)))
              for name, k in HALOS.items()]
     readings = [_changed(name, f"LC, windows read {what} outside the region", replace(best, model=replace(p.model, reading=reading)))
@@ -177,10 +177,10 @@ def _why(p: Profile) -> list[Experiment]:
                "fast": ("four times the learning rate", {"lr": 4 * p.cascade_lr}),
                "slow": ("a quarter of the learning rate", {"lr": p.cascade_lr / 4}), "bn": ("batch norm not frozen", {"freeze_bn": False}),
                "no-hs": (f"no loss on pixels that a stage gets wrong with a confidence above {hs:g} (HS)", {"hard_above": hs})}
-    pairs = [_changed(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, at, initial, **change), f"dsn-{key}" if row == "lc" else "dsn")
-             for key, (title, change) in changes.items() for row, at in (("dsn", 1.0), ("lc", rho))]
+    pairs = [_changed(f"{row}-{key}", f"{row.upper()}, {title}", _tuned(p, initial, rho, **change), f"dsn-{key}" if row == "lc" else "dsn")
+             for key, (title, change) in changes.items() for row, rho in (("dsn", 1.0), ("lc", best.rho))]
     everywhere = [_changed(name, f"LC, later stages compute every cell; easy ones keep {weight:g} of the loss", replace(
-        _tuned(p, rho, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE)))
+        _tuned(p, initial, easy_weight=weight), model=replace(p.model, halo=EVERYWHERE)))
                   for name, weight in (("lc-everywhere", 0.0), ("lc-easy", 0.1))]
     return [*halos, *readings, *everywhere, *pairs, *_pretrained(p), *_larger(p)]
 
@@ -190,7 +190,7 @@ def _pretrained(p: Profile) -> list[Experiment]:
     if p.model.weights or p.data.name == "shapes":
         return []
     first = replace(_initial(p, p.seeds[0]), data=DataConfig("shapes"), train=replace(p.train, crop=(128, 128)), phases=(Phase(p.epochs // 2, p.lr),))
-    return [Experiment("pretraining", "initial training on procedural images", first, 0, sweep=False),
+    return [Experiment("pretraining", "initial training on procedural images", first, sweep=False),
             *_pair(p, "pretrained", "pretrained on procedural images", replace(_initial(p, p.seeds[0]), start=first))]
 
 
@@ -207,9 +207,9 @@ def _larger(p: Profile) -> list[Experiment]:
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:
     """Initial training, and from its weights DSN and LC (and LC's `variants`: changes of its network); phase: changes of cascade training."""
-    best, control = _tuned(p, float(BEST_RHO), initial, **phase), f"dsn-{name}"
-    return [Experiment(f"initial-{name}", f"initial training, {title}", initial, 0, sweep=False),
-            _changed(control, f"DSN, {title}", _tuned(p, 1.0, initial, **phase)),
+    best, control = _tuned(p, initial, **phase), f"dsn-{name}"
+    return [Experiment(f"initial-{name}", f"initial training, {title}", initial, sweep=False),
+            _changed(control, f"DSN, {title}", _tuned(p, initial, 1.0, **phase)),
             *(_changed(f"lc-{name}{key}", f"LC, {title}{key and f', as lc{key}'}", replace(best, model=replace(initial.model, **change)), control)
               for key, change in variants.items())]
 
@@ -226,31 +226,31 @@ def _systems(p: Profile) -> list[Experiment]:
         crf_rnn = run("crf-rnn")
         runs["crf-rnn"] = replace(crf_rnn, phases=crf_rnn.phases[1:], start=runs["fcn8s"])
     cells = {"segnet": (("3", "SegNet", "mIoU"),), "deeplab-v2": (("3", "DeepLab-v2", "mIoU"),)}
-    return [Experiment(name, f"{SYSTEMS[name]}, the same training", r, 0, cells.get(name, ()), sweep=False) for name, r in runs.items()]
+    return [Experiment(name, f"{SYSTEMS[name]}, the same training", r, cells.get(name, ()), sweep=False) for name, r in runs.items()]
 
 
 def _networks(p: Profile) -> list[Experiment]:
     """LC on other networks of timm, and IRNet-LC with ASPP heads: initial weights, DSN, LC."""
-    entries, rho = [], float(BEST_RHO)
+    entries = []
     models = {name: ModelConfig(name, p.model.weights, p.model.width, head_width=p.model.head_width) for name in ("vgg16", "resnet101")}
     for name, model in {**models, "aspp": replace(p.model, head="aspp")}.items():
         initial = replace(_initial(p, p.seeds[0]), model=model)
-        runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), "lc": _tuned(p, rho, initial)}
-        entries += [Experiment(f"{name}-{row}", f"{row} on {name}", run, 0, sweep=row == "lc",
+        runs = {"initial": initial, "dsn": _tuned(p, initial, 1.0), "lc": _tuned(p, initial)}
+        entries += [Experiment(f"{name}-{row}", f"{row} on {name}", run, sweep=row == "lc",
                                control=f"{name}-dsn" if row == "lc" else "") for row, run in runs.items()]
     return entries
 
 
 def _seeds(p: Profile) -> list[Experiment]:
     """Initial training, the methods of Table 2, LC with a halo and LC that reads features again, from other seeds."""
-    entries, rho = [], float(BEST_RHO)
+    entries = []
     for seed in p.seeds[1:]:
         initial = _initial(p, seed)
-        best = _tuned(p, rho, initial)
-        runs = {"initial": initial, "dsn": _tuned(p, 1.0, initial), f"lc-{BEST_RHO}": best,
+        best = _tuned(p, initial)
+        runs = {"initial": initial, "dsn": _tuned(p, initial, 1.0), f"lc-{BEST_RHO}": best,
                 "lc-halo-2": replace(best, model=replace(p.model, halo=2)),
                 "lc-features": replace(best, model=replace(p.model, reading="features")), **_others(p, initial)}
-        entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, 0, sweep=False) for name, run in runs.items()]
+        entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, sweep=False) for name, run in runs.items()]
     return entries
 
 
