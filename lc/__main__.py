@@ -216,7 +216,7 @@ def table(args) -> None:
         return
     frames = {"1": tables.rho_table, "2": tables.methods}
     if args.table not in frames:
-        raise InputError(f"table {args.table!r} has no live counterpart yet; tables: {', '.join(frames)}, readme")
+        raise InputError(f"table {args.table!r} is not printed here; tables: {', '.join(frames)}, readme; the book has the others")
     for frame in frames[args.table](tables.evidence(args.profile or SHOWN)):
         print(frame.round(2).to_string(na_rep="-"), end="\n\n")
 
@@ -246,8 +246,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m lc", description="Deep Layer Cascade, reproduced.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, call, *options: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=call.__doc__.split("\n")[0], description=call.__doc__)
+    def add(call, *options: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(call.__name__.rstrip("_"), help=call.__doc__.split("\n")[0], description=call.__doc__)
         sub.set_defaults(call=call)
         workers = min(16, machine.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
         usual = {predict: SHOWN, video: SHOWN, table: SHOWN, list_: "all", export: "the format's"}.get(call, "voc12 with a GPU, shapes without")
@@ -258,21 +258,22 @@ def parser() -> argparse.ArgumentParser:
                   "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, which share the cores (default: up to 4, with a GPU 1)"),
                   "experiment": dict(default=f"lc-{experiments.BEST_RHO}", help="default: %(default)s"),
                   "rho": dict(type=float, help="threshold (default: the experiment's own)"),
-                  "height": dict(type=int, help="rows the network sees (default: what it was trained on)")}
+                  "height": dict(type=int, help="rows the network sees (default: what it was trained on)"),
+                  "out": dict(type=Path, default=Path("build") / call.__name__, help="folder (default: %(default)s)")}
         for option in options:
             sub.add_argument(f"--{option}", **shared[option])
         return sub
 
-    add("plan", plan, "profile").add_argument("--only", choices=("name", "dataset", "count"))
-    add("list", list_, "profile")
-    sub = add("run", run, "profile", "data", "device", "workers", "jobs")
+    add(plan, "profile").add_argument("--only", choices=("name", "dataset", "count"))
+    add(list_, "profile")
+    sub = add(run, "profile", "data", "device", "workers", "jobs")
     sub.add_argument("experiments", nargs="*", help="only these (default: every missing one)")
     sub.add_argument("--again", action="store_true", help="also remake stale records")
-    sub = add("train", train, "profile", "data", "device", "workers")
+    sub = add(train, "profile", "data", "device", "workers")
     sub.add_argument("experiment")
     sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. phases.0.rho=0.9 or train.batch_size=4")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/train/<experiment>-<key>; a second call resumes there")
-    sub = add("bench", bench, "device")
+    sub = add(bench, "device")
     sub.add_argument("kind", nargs="?", default="cascade", choices=("cascade", *POOLED, "loader", "systems", "poster"))
     for option, (kinds, meaning) in BENCH.items():
         values = {"reading": {"choices": ["features"]}, "experiment": {}, "profile": {}, "data": {}}.get(option, {"type": int})
@@ -280,24 +281,23 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 1 to 15, by kind)")
     sub.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one process of several
     sub.add_argument("--json", type=Path, metavar="FILE")
-    for call in (predict, video):
-        sub = add(call.__name__, call, "profile", "device", "rho", "experiment", "height")
-        sub.add_argument("--out", type=Path, default=Path("build") / call.__name__)
-        sub.add_argument(*(["images"] if call is predict else ["source"]), **({"nargs": "+"} if call is predict else {"type": Path}))
-    sub.add_argument("--fps", type=float, help="pick rho for this many frames per second, measured on the first frames, instead of --rho")
-    sub = add("export", export, "profile", "data", "device", "experiment", "rho")
+    photos, film = (add(call, "profile", "device", "rho", "experiment", "height", "out") for call in (predict, video))
+    photos.add_argument("images", nargs="+")
+    film.add_argument("source", type=Path)
+    film.add_argument("--fps", type=float, help="pick rho for this many frames per second, measured on the first frames, instead of --rho")
+    sub = add(export, "profile", "data", "device", "experiment", "rho")
     sub.add_argument("--format", required=True, choices=("voc", "cityscapes"), help="whose evaluation server")
     sub.add_argument("--split", default="val", help="what is labelled, as the server calls it")
     sub.add_argument("--images", type=Path, metavar="FOLDER", help="label these instead, e.g. the test images")
     sub.add_argument("--out", type=Path, help="default: build/<profile>/export/<experiment>-<split>")
-    add("table", table, "profile").add_argument("table", help="1, 2 or readme")
-    add("equivalent", equivalent, "profile", "data")
-    sub = add("notebook", notebook)
+    add(table, "profile").add_argument("table", help="1, 2 or readme")
+    add(equivalent, "profile", "data")
+    sub = add(notebook)
     sub.add_argument("name")
     sub.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE")
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--html", action="store_true", help="also write a page, and print the answer")
-    add("stage", stage).add_argument("--profile", required=True)
+    add(stage).add_argument("--profile", required=True)
     return top
 
 

@@ -100,7 +100,7 @@ def image_at(path):
     (("train", "vgg16-initial", "--profile", "smoke", "--set", "model.weights=IMAGE", "--set", "model.width=1.0"), "are none of timm's vgg16_bn ("),
     (("stage", "--profile", "nosuch"), "unknown profile 'nosuch'"), (("stage", "--profile", "voc12"), "records of voc12 not found"),
     (("video", "FOLDER", "--out", "FOLDER"), "is the folder of the frames, which would be overwritten; give another one"),
-    (("table", "9"), "table '9' has no live counterpart yet; tables: 1, 2, readme"),
+    (("table", "9"), "table '9' is not printed here; tables: 1, 2, readme; the book has the others"),
     (("notebook", "rhoo", "--out", "/tmp/x.ipynb"), "unknown notebook 'rhoo'; notebooks: architecture"),
     (("notebook", "rho", "--set", "rhoo=1", "--out", "/tmp/x.ipynb"), "notebook rho has no parameter 'rhoo'; its parameters: profile, rho"),
     (("notebook", "rho", "--set", "rho=high", "--out", "/tmp/x.ipynb"), "parameter rho of notebook rho must be float, got 'high'"),
