@@ -19,12 +19,6 @@ HEADS = {"3": FULL, "4": FULL[:3], "5": FULL[:3], "6": FULL, "poster": ["M param
 BACKBONES = {"VGG16": ("vgg16-dsn", "vgg16-lc"), "ResNet-101": ("resnet101-dsn", "resnet101-lc"), "IRNet": ("dsn", LC)}
 
 
-def made_from(table: str) -> dict[str, list[str]]:
-    """Rows of a published table and what each is made from."""
-    where = table.capitalize() if table in ("poster", "slides") else f"Table {table}"
-    return {row["row"]: row["on"].split() for row in listed("coverage") if row["where"] == where}
-
-
 def missing(ev: Evidence, word: str) -> bool:
     """Whether what a word of results/coverage.csv names is not there."""
     kind, _, name = word.partition(":")
@@ -76,13 +70,13 @@ def numbers(ev: Evidence, made: list[str]) -> dict:
 
 def table(ev: Evidence, name: str) -> list[pd.DataFrame]:
     """A table of other systems, the paper's beside ours; of Tables 4 and 5 the means only, as our classes are others."""
-    paper = printed(name)
-    ours = pd.DataFrame({row: numbers(ev, made) for row, made in made_from(name).items()}).T.reindex(columns=HEADS[name])
+    paper, where = printed(name), name.capitalize() if name in ("poster", "slides") else f"Table {name}"
+    ours = {line["row"]: numbers(ev, line["on"].split()) for line in listed("coverage") if line["where"] == where}
     if name in "45":
         paper = paper[["mIoU"]].rename(columns={"mIoU": "Table 4, VOC12 test" if name == "4" else "Table 5, Cityscapes test"})
     for option in paper.columns.intersection(["COCO", "multi-scale", "CRF"]):
         paper[option] = paper[option].map({1: "yes", 0: "no"}).fillna("not disclosed")
-    return paper_and_ours(paper, ours, ev, "full width, random weights" if name == "poster" else "")
+    return paper_and_ours(paper, pd.DataFrame(ours).T.reindex(columns=HEADS[name]), ev, "full width, random weights" if name == "poster" else "")
 
 
 def systems(ev: Evidence) -> pd.DataFrame:
@@ -108,10 +102,8 @@ def backbones(ev: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows).T.reindex(columns=["DSN", "LC", "LC - DSN", "stage 1", "stage 2"])
 
 
-def variants(ev: Evidence, name: str) -> pd.DataFrame | None:
-    """A study of test-time options: mIoU (percent, val), gain over its first variant with interval, seconds per image; None if not run."""
-    if name not in ev.records:
-        return None
+def variants(ev: Evidence, name: str) -> pd.DataFrame:
+    """A study of test-time options: mIoU (percent, val), gain over its first variant with interval, seconds per image."""
     study, scores = ev[name]["study"], [variant(ev[name], variant_) for variant_ in ev[name]["study"]["variants"]]
     images = f"on {len(ev[name].arrays['confusions'][0])} val images"
     return pd.DataFrame({"mIoU": 100 * pd.Series(study["miou"]), "over the first": [words(s - scores[0]) for s in scores],

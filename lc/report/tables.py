@@ -224,11 +224,12 @@ def near_boundary(record: records.Record) -> pd.DataFrame:
 
 
 def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
-    """Where the numbers of a page come from: one row per record, with a link that works from the built book."""
+    """Where the numbers of a page come from: one row per record (of these runs, or of all), with a link that works from the built book."""
+    found = [ev[name] for name in names or ev.records if name in ev.records]
     return pd.DataFrame({r.experiment: {
         "record": f'<a href="records/{r.path.name}">{r.path.name}</a>', "tier": r["tier"], "seed": r["seed"],
         "commit": r["commit"][:10] + (" + changes" if r["dirty"] else ""), "device": r["device"],
-        "data": r["data"]["sha256"]["val"], "state": r.stale or "current"} for r in map(ev.__getitem__, names or ev.records)}).T
+        "data": r["data"]["sha256"]["val"], "state": r.stale or "current"} for r in found}).T
 
 
 def speed_files(kind: str, profile_name: str = "") -> list[dict]:

@@ -55,11 +55,11 @@ def difference(ev: Evidence, a: str, b: str, split: str = "", seeds: bool = Fals
     """mIoU of experiment a less that of b, on a split or (by default) on test where there is one. seeds: the mean over all seeds of the profile;
     None if it has one, or one is missing."""
     split = split or ev.splits[-1]
-    images = len((ev[a], ev[b])[0].arrays[f"confusions_{split}"])  # its error, if one is missing
-    drawn = [*seed_gains(ev, a, b, split).values()] if seeds else [gain(ev, a, b, split)]
-    if len(drawn) == seeds or any(one is None for one in drawn):
+    counts = f"confusions_{split}"
+    drawn = [*seed_gains(ev, a, b, split).values()] if seeds else [draws(ev[a], counts) - draws(ev[b], counts)]
+    if any(one is None for one in drawn) or seeds and len(drawn) == 1:
         return None
-    return Difference(*interval(over_seeds(drawn) if seeds else drawn[0]), images, split)
+    return Difference(*interval(over_seeds(drawn) if seeds else drawn[0]), len(ev[a].arrays[counts]), split)
 
 
 def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str, effect: bool = True) -> str:
