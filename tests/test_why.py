@@ -236,13 +236,12 @@ def test_a_data_set_without_test_labels(house):
 
 
 def test_where_lc_differs(house):
-    """A class that gains is named ahead, one without a difference is not named."""
+    """A class that gains has an interval above zero, one without a difference an interval around it."""
     ev = evidence(dsn=0, lc_0p985=0)
     more = np.stack([np.diag([0, 90, sign * 5]) for sign in (1, -1)] * 3)  # b gains in every image, c in every other one
     ev["lc-0.985"].arrays["confusions_test"] = ev["dsn"].arrays["confusions_test"] + more
     table = why.by_class(ev, "test")
     assert table.loc["b", "low"] > 0 and table.loc["c", "low"] < 0 < table.loc["c", "high"] and table.loc["a", "LC - DSN"] == 0
-    assert why.class_verdict(table, "test").startswith("On test, LC is ahead in 1 of 3 classes (b (+") and "behind in 0 of 3 classes;" in why.class_verdict(table, "test")
 
 
 @pytest.mark.parametrize("name", ["3", "4", "5", "6", "slides"])

@@ -186,12 +186,3 @@ def by_class(ev: Evidence, split: str) -> pd.DataFrame:
     low, high = pd.DataFrame(gains[1:]).quantile([0.025, 0.975]).to_numpy()  # blind to samples without a class
     return pd.DataFrame({"DSN": drawn[DSN][0], "LC": drawn[LC][0], "LC - DSN": gains[0], "low": low, "high": high},
                         index=ev[LC]["data"]["classes"])
-
-
-def class_verdict(table: pd.DataFrame, split: str) -> str:
-    """In which classes LC is ahead, behind, or neither."""
-    parts = []
-    for word, chosen in (("ahead", table["low"] > 0), ("behind", table["high"] < 0)):
-        names = [f"{name} ({value:+.1f})" for name, value in table.loc[chosen, "LC - DSN"].sort_values().items()]
-        parts.append(f"{word} in {len(names)} of {len(table)} classes" + (f" ({', '.join(names)})" if names else ""))
-    return f"On {split}, LC is " + " and ".join(parts) + "; elsewhere the interval includes zero."
