@@ -144,20 +144,20 @@ def bench(args) -> None:
         if (value := getattr(args, option)) and args.kind not in kinds:
             raise InputError(f"--{option} {value} is for `bench {'`, `bench '.join(kinds)}`, got `bench {args.kind}`"
                              + "; a trained cascade has its own: --experiment lc-halo-4" * (kinds == ["network"]))
-    from lc.speed import bench as timing, timing as times, trained
-    times.check(args.json)
+    from lc.speed import bench as benches, timing, trained
+    timing.check(args.json)
     device, (name, _) = _device(args.device, timing=True), experiments.chosen_profile(args.profile)
     chosen = {key: value for key in ("repeats", "images", "halo", "reading", "chain") if (value := getattr(args, key))}
     processes = 1 if args.part or args.kind not in POOLED else args.processes or (5 if device.type == "cpu" else 1)
     if args.part:  # what its rounds differ by is nothing to refuse: the pool says whether processes agree
-        times.NOISY = float("inf")
+        timing.NOISY = float("inf")
     call = {"cascade": lambda: trained.run(name, args.experiment or f"lc-{experiments.BEST_RHO}", args.data, device, target=args.json, **chosen),
-            "loader": lambda: timing.loader(name, args.data, device, args.json, **chosen),
-            "networks": lambda: timing.network(args.json, device, names=timing.OTHERS, **chosen),
-            "systems": lambda: timing.systems(name, args.json, device, **chosen)}
+            "loader": lambda: benches.loader(name, args.data, device, args.json, **chosen),
+            "networks": lambda: benches.network(args.json, device, names=benches.OTHERS, **chosen),
+            "systems": lambda: benches.systems(name, args.json, device, **chosen)}
     options = [f"--{key}={value}" for key, value in {"device": device, "repeats": POOLED.get(args.kind), **chosen}.items()]
-    print(times.pooled([args.kind, *options], processes, device, args.json) if processes > 1 else
-          call.get(args.kind, lambda: getattr(timing, args.kind)(args.json, device, **chosen))())
+    print(timing.pooled([args.kind, *options], processes, device, args.json) if processes > 1 else
+          call.get(args.kind, lambda: getattr(benches, args.kind)(args.json, device, **chosen))())
 
 
 def _trained(args, timing: bool = False):
