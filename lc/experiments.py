@@ -144,11 +144,10 @@ def _paper(p: Profile) -> list[Experiment]:
     initial = _initial(p, p.seeds[0])
     entries = [Experiment("initial", "initial training (DSN, all stages, all pixels)", initial, publish=True)]
     for column in columns("1", "mIoU"):
-        rho = float(column)
-        row = "DSN" if rho == 1 else "LC"
+        row = "DSN" if column == "1" else "LC"
         cells = (("1", "mIoU", column),) + ((("2", row, "mIoU"),) if column in ("1", BEST_RHO) else ())
-        label = "dsn" if rho == 1 else f"lc-{column}"
-        entries.append(Experiment(label, f"{row} at rho = {column}", _tuned(p, initial, rho), cells, publish=column in ("1", BEST_RHO)))
+        label = "dsn" if row == "DSN" else f"lc-{column}"
+        entries.append(Experiment(label, f"{row} at rho = {column}", _tuned(p, initial, float(column)), cells, publish=column in ("1", BEST_RHO)))
     best, others = _tuned(p, initial), _others(p, initial)
     methods = {"dsn-dropout": ("DSN + Dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}"),
                "irnet": ("IRNet", "IRNet: the last head alone"),

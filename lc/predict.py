@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lc import machine, paths
 from lc.report import plots
 from lc.speed import cost, trained
-from lc.cascade import CascadeOutput, cells_to_pixels, upsample
+from lc.cascade import cells_to_pixels, upsample
 from lc.data import IGNORE, Spec, read_image, to_input
 from lc.errors import InputError, check_rho
 from lc.paper import columns
@@ -38,12 +38,6 @@ def examples(profile_name: str) -> dict[str, np.ndarray]:
     path = paths.need(paths.results(profile_name) / "examples.npz", "example images", f"run `make reproduce PROFILE={profile_name}`")
     with np.load(path) as file:
         return dict(file)
-
-
-@torch.no_grad()
-def forward(model: nn.Module, image: np.ndarray, rho: float) -> CascadeOutput:
-    """The cascade on one image (H, W, 3) uint8."""
-    return model(_input(model, image), check_rho(rho))
 
 
 def _input(model: nn.Module, image: np.ndarray, height: int | None = None) -> Tensor:
@@ -163,9 +157,10 @@ def video(source: Path, out: Path, model: nn.Module, spec: Spec, rho: float, tar
           f"{len(seconds) / sum(seconds):.1f} over all {len(seconds)}; network alone, {machine.device_name(next(model.parameters()).device)}")
 
 
+@torch.no_grad()
 def stage_pictures(model: nn.Module, image: np.ndarray, label: np.ndarray, rho: float, spec: Spec) -> list[np.ndarray]:
     """A row of Fig. 4 / 6: input, the label map after each stage with the pixels it hands on marked, ground truth."""
-    out, size = forward(model, image, rho), image.shape[:2]
+    out, size = model(_input(model, image), check_rho(rho)), image.shape[:2]
     pictures = [image]
     for fused, handed_on in zip(out.fused, [*out.handed[1:], None]):
         picture = plots.colour(upsample(fused, size).argmax(1)[0].numpy(), spec.palette)
