@@ -117,7 +117,6 @@ def run(args) -> None:
 def train(args) -> None:
     """Train one experiment with changed settings, into --out; its record stays. Runs it needs, whose weights are not here, are made first."""
     from dataclasses import replace
-    import torch
     from lc import config, runs
     from lc.data import SegmentationSet
     from lc.evaluate import evaluate

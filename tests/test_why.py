@@ -62,8 +62,7 @@ def test_missing_runs_say_so(house):
     assert set(found["so"]) == {why.MISSING} and why.summary(found)[0].startswith("**Not run yet**\n\n- context missing")
     assert why.MISSING in why.account(ev)
     assert list(why.halo_points(ev)) == ["trained with the halo"]
-    gains = why.seeds(evidence("camvid", dsn=0, lc_0p985=40)).loc["lc-0.985 over dsn", "val"]
-    assert list(gains[["seed 1", "seeds"]]) == [why.MISSING, 1]
+    assert why.seeds(evidence("camvid", dsn=0, lc_0p985=40)).loc[("lc-0.985 over dsn", "val"), "seed 1"] == why.MISSING
 
 
 def test_causes_and_summary(house):
@@ -106,7 +105,7 @@ def test_seeds_have_a_mean(house):
     """Gain per seed, their mean, and how far they are apart."""
     ev = evidence("camvid", dsn=0, lc_0p985=40, **{"dsn_seed_1": 0, "lc_0p985_seed_1": 0})
     row = why.seeds(ev).loc["lc-0.985 over dsn", "test"]
-    assert row["seed 1"] == "+0.00 [+0.00, +0.00]" and row["seeds"] == 2 and float(row["mean"].split()[0]) == pytest.approx(float(row["apart"]) / 2, abs=0.02)
+    assert row["seed 1"] == "+0.00 [+0.00, +0.00]" and float(row["mean"].split()[0]) == pytest.approx(float(row["apart"]) / 2, abs=0.02)
     ev.records.update(evidence("camvid", initial=0, irnet=0).records)
     mean = why.seeds(ev).loc[("lc-0.985 over dsn", "val"), ["mean", "seed 0"]]
     found = verdicts.gains(ev)[0][ev.label]["val"]

@@ -93,13 +93,16 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
     if test == "monotone":
         early = [100 * sum(run["metrics"]["val"]["decided"][:2]) for run in runs.values()]
         return _grade(early == sorted(early), early[-1] > early[0]), ", ".join(f"{v:.0f}" for v in early) + " % on val, by falling rho"
+    if test in ("time falls", "later time"):
+        rows = [row for row in next(iter(speed_files("cascade", ev.profile.name)))["rows"] if row["rho"] is not None]
     if test == "time falls":
-        ms = [row["ms"] for row in next(iter(speed_files("cascade", ev.profile.name)))["rows"] if row["rho"] is not None]
+        ms = [row["ms"] for row in rows]
         return _grade(ms == sorted(ms, reverse=True), ms[-1] < ms[0]), ", ".join(f"{v:.1f}" for v in ms) + " ms, by falling rho"
     if test == "later time":
-        rows = sorted((row for row in next(iter(speed_files("cascade", ev.profile.name)))["rows"] if row["rho"] is not None), key=lambda row: row["rho"])
-        first, *later = np.subtract(rows[-1]["stage_ms"], rows[0]["stage_ms"])
-        return _grade(sum(later) > max(first, 0)), f"from rho = {rows[0]['rho']:g} to {rows[-1]['rho']:g}: stage 1 {first:+.1f} ms, later ones {sum(later):+.1f} ms"
+        low, high = (pick(rows, key=lambda row: row["rho"]) for pick in (min, max))
+        first, *later = np.subtract(high["stage_ms"], low["stage_ms"])
+        return _grade(sum(later) > max(first, 0)), \
+            f"from rho = {low['rho']:g} to {high['rho']:g}: stage 1 {first:+.1f} ms, later ones {sum(later):+.1f} ms"
     if test == "applies":
         found = {lc: verdicts.difference(ev, lc, dsn) for lc, dsn in zip(names[::2], names[1::2])}
         return _grade(all(d.high >= 0 for d in found.values()), True), "cut into stages and trained; less its DSN: " + "; ".join(

@@ -233,9 +233,8 @@ def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
 
 
 def speed_files(kind: str, profile_name: str = "") -> list[dict]:
-    """Timing files: "region", "network", "networks", "training", "loader", "poster" and "halo" (a network's) belong to no profile, "cascade",
-    "lc-halo-k" and "systems" to one.
-    An entry for each device and setting: "where" names the device, the dtype, the batch and the image's size, "rounds" how often it was timed."""
+    """Timing files of a kind: those of trained cascades and "systems" belong to a profile, the others ("halo" is a network's) to none. An entry for
+    each device and setting: "where" names the device, the dtype, the batch and the image's size, "rounds" how often it was timed."""
     found = []
     for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
         bench, settings = json.loads(path.read_text()), {}
@@ -262,8 +261,8 @@ def speed_table(bench: dict) -> pd.DataFrame:
     rows["quartiles"] = [f"{low:.2f}-{high:.2f}" for low, high in zip(rows["speedup_low"], rows["speedup_high"])]
     rows = rows.assign(rho=rows["rho"].map("{:g}".format)) if "rho" in rows else rows
     heads = {"layer": "layer", "chain": "blocks", "network": "network", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms",
-             "dense_form": "dense form",
-             "region_ms": "region ms", "speedup": "speed-up", "quartiles": "quartiles", "ideal": "ideal", "ratio": "measured / ideal"}
+             "dense_form": "dense form", "region_ms": "region ms", "speedup": "speed-up", "quartiles": "quartiles",
+             "ideal": "ideal", "ratio": "measured / ideal"}
     shown = [head for head in heads if head in rows]
     return rows[shown].rename(columns=heads).set_index(heads[shown[0]])
 

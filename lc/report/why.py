@@ -173,7 +173,7 @@ def seeds(ev: Evidence) -> pd.DataFrame:
         for split in ev.splits:
             found = seed_gains(ev, a, b, split)
             there = [drawn for drawn in found.values() if drawn is not None]
-            rows[f"{a} over {b}", split] = {**{f"seed {seed}": words(drawn) for seed, drawn in found.items()}, "seeds": len(there),
+            rows[f"{a} over {b}", split] = {**{f"seed {seed}": words(drawn) for seed, drawn in found.items()},
                                             "mean": words(over_seeds(there)) if there else MISSING,
                                             "apart": f"{np.ptp([d[0] for d in there]):.2f}" if len(there) > 1 else ""}
     return pd.DataFrame(rows).T.rename_axis(["gain", "split"])
