@@ -140,7 +140,7 @@ def bound(cut: tuple[int, int], rho: str, rounding: float = 0.0) -> float:
     """Greatest speed-up that the multiply-adds left at the shares of Table 1 allow at rho, heads left out on both sides; rounding: percent by which
     each printed share may be higher."""
     left = 1 - np.cumsum([0.0, *(printed("1").loc[["stage-1", "stage-2"], rho] + rounding) / 100])
-    body = parts(cut).query("not head")
+    body = parts(cut)[lambda rows: ~rows["head"]]
     return body["macs"].sum() / (body["macs"] * left[body["stage"] - 1]).sum()
 
 
@@ -213,7 +213,7 @@ def systems() -> list[Finding]:
     rows = [Finding(f"speed of {subject}", f"{a.place} / {b.place}".replace(" (in reading-notes.md only)", ""), f"{a.value:g} FPS",
                     f"{b.value:g} FPS", a.value == b.value, so) for subject, a, b, so in same]
     alone, whole = (fps(table, ours).value / fps(table, "DeepLab-v2").value for table, ours in (("3", "LC"), ("6", "IRNet-LC multi-scale CRF")))
-    millions, stated = parts().query("not head")["parameters"].sum() / 1e6, published("6", "IRNet-LC", "params").value
+    millions, stated = parts()[lambda rows: ~rows["head"]]["parameters"].sum() / 1e6, published("6", "IRNet-LC", "params").value
     return [*rows,
             Finding("speed-up over DeepLab-v2", "Table 3 / Table 6", f"{alone:.2f}x as a backbone", f"{whole:.2f}x with scales and CRF on both sides",
                     False, "most of a whole system's time is its CRF, which LC does not touch"),
