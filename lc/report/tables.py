@@ -5,7 +5,7 @@ procedural data get a table of their own there.
 """
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -78,11 +78,15 @@ def draws(record: records.Record, counts: str | np.ndarray, score=metrics.miou) 
 
     Equal N gives equal samples, so sums and differences of draws are paired."""
     counts = record.arrays[counts] if isinstance(counts, str) else counts
-    n, block = len(counts), VIDEO.get(record["data"]["name"], 1)
+    return 100 * score(np.tensordot(_samples(len(counts), VIDEO.get(record["data"]["name"], 1)), counts, axes=1))
+
+
+@lru_cache
+def _samples(n: int, block: int) -> np.ndarray:
+    """(2001, n) how often each image is taken: once, then as often as it is drawn."""
     starts = np.random.default_rng(0).integers(n, size=(2000, -(-n // block), 1))
     chosen = ((starts + np.arange(block)) % n).reshape(len(starts), -1)[:, :n]
-    times = np.stack([np.ones(n), *(np.bincount(row, minlength=n) for row in chosen)])
-    return 100 * score(np.tensordot(times, counts, axes=1))
+    return np.stack([np.ones(n), *(np.bincount(row, minlength=n) for row in chosen)])
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float, float]:
