@@ -90,19 +90,22 @@ def test_rows_of_a_trained_cascade(monkeypatch):
     assert rows[2]["ideal"] == cost.dense_network_macs(model, (96, 96)) / cost.cascade_macs(model, (96, 96), rows[2]["computed"]) > rows[1]["ideal"]
 
 
-@pytest.mark.parametrize("part, form", [("prepare", "all active"), ("fold", "folded")])
+@pytest.mark.parametrize("part, form", [("prepare", "all active"), ("fold", "folded"), ("regions", "the cascade in PyTorch")])
 def test_forms_of_a_trained_cascade_are_right_before_they_are_timed(monkeypatch, part, form):
-    """Whichever side it is: what computes something else has no time."""
+    """Whichever side it is: what computes something else has no time, on the whole map or on regions alone."""
     torch.manual_seed(0)
     model = build(3, width=0.125, blocks=(1, 1, 1)).eval()
-    made = getattr(trained.fast, part)
+    made, pooled = getattr(trained.fast, part, None), trained.fast.FastPool.on_rows
+
+    def wrong_on_regions(self, rows, region, outside=None):
+        return pooled(self, rows, region, outside) * (1 if region.mask.all() else 2)
 
     def wrong(given):
         found = made(given)
         convs = [m for m in found.heads[-1].modules() if isinstance(m, torch.nn.Conv2d)]
         convs[-1].bias.data[0] += 1
         return found
-    monkeypatch.setattr(trained.fast, part, wrong)
+    monkeypatch.setattr(*(trained.fast, part, wrong) if made else (trained.fast.FastPool, "on_rows", wrong_on_regions))
     with pytest.raises(RuntimeError, match=f"^{form} is off by .* its time means nothing"):
         trained.forms(model, torch.randn(1, 3, 64, 64), compiled=False)
 

@@ -97,6 +97,24 @@ def test_hard_pixels_at_boundaries(house, near, said):
     assert said in verdicts.difficulty_verdicts(ev)[1]
 
 
+@pytest.mark.parametrize("classes, above, said", [
+    (["background", "b", "c"], [0.5, 1.1, 1.2], ("reproduced", "2 of 2 classes beside the background above 1")),
+    (["background", "b", "c"], [0.5, 1.1, 0.9], ("not", "1 of 2 classes beside the background above 1")),
+    (["a", "b", "c"], [0.5, 1.1, 1.2], ("not here", "needs a background class, which alone loses weight; without one 2 of 3 classes above 1"))])
+def test_the_foreground_gains_weight_where_there_is_a_background(house, monkeypatch, classes, above, said):
+    """Shares of classes that make up the whole image cannot all grow."""
+    monkeypatch.setattr(claims, "label_ratios", lambda record: pd.DataFrame({"stage 2 / stage 1": above}, index=classes))
+    assert claims._count("ratios", fake_record("camvid-lite", "lc-0.985"), None) == said
+
+
+def test_the_page_of_stages_says_what_boundaries_do(house):
+    """The shares of the stages near boundaries and in all, where the study has them."""
+    ev = tables.Evidence(profile("camvid-lite"), {name: fake_record("camvid-lite", name) for name in ("lc-0.985", "study-difficulty")})
+    assert not any("boundary" in line for line in verdicts.stage_verdicts(ev)), "a record of before"
+    ev["study-difficulty"].arrays["decided"] = np.stack([[40] * 21, [30] * 21, [30] * 21])
+    assert "Within 3 pixels of an object boundary the stages decide 40, 30, 30 % of the pixels, of all pixels 40, 30, 30 %." in verdicts.stage_verdicts(ev)
+
+
 @pytest.mark.parametrize("deep, said", [((1, 2, 3), "not"), ((3, 2, 1), "reproduced"), ((2, 1, 2.5), "not shown")])
 def test_harder_classes_go_deeper_if_the_correlation_is_clear(house, monkeypatch, deep, said):
     """Both claims of Sec. 4.2 on harder classes, of shares decided last and of label ratios: a weak correlation shows nothing."""

@@ -266,8 +266,9 @@ def test_a_convolution_off_the_grid_stays_as_it_is():
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(*parts))] == ["FastConv", "Conv2d", "ReLU", "Conv2d", "FastConv", "MaxPool2d"]
     assert [type(part).__name__ for part in fast_module.quick(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1)))] == ["ReLU", "FastConv"]
     blocks = [Mixed(8, [[(8, 1)], [(8, 1), (8, 3)]], stride=stride) for stride in (1, 2)]
-    blocks += [Bottleneck(16, 4, **settings) for settings in ({"drop_path": DropPath(0.1)}, {"cardinality": 2, "base_width": 32}, {"act_layer": nn.SiLU}, {"norm_layer": lambda c, **_: nn.GroupNorm(2, c)})]
-    assert [type(fast_module.quick(fast_module.fold(block))) for block in blocks] == [FastMixed, Mixed, FastResidual, Bottleneck, Bottleneck, Bottleneck]
+    blocks += [Bottleneck(16, 4, **settings) for settings in ({"drop_path": DropPath(0.1)}, {"cardinality": 2, "base_width": 32}, {"act_layer": nn.SiLU}, {"norm_layer": lambda c, **_: nn.GroupNorm(2, c)}, {"norm_layer": lambda c, **_: nn.Identity()},
+                                                              {"downsample": nn.Conv2d(16, 16, 3, padding=1)})]
+    assert [type(fast_module.quick(fast_module.fold(block))) for block in blocks] == [FastMixed, Mixed, FastResidual, *[Bottleneck] * 5]
 
 
 def test_blobs_have_the_share_they_are_asked_for():
@@ -441,6 +442,8 @@ def test_bench_of_several_processes(house, tmp_path, monkeypatch, capsys):
     assert row["speedup_low"] == pytest.approx(2.1) and row["speedup_high"] == pytest.approx(2.35)
     with pytest.raises(KeyboardInterrupt):
         call(*rounds[:2], None)
+    parts = next((house / "build" / "bench").iterdir())
+    (parts / "2.json").write_text(json.dumps({"left": ["a setting that a process which was cut off did not come to"], "rows": []}))
     with pytest.raises(InputError, match="^no such option$"):
         said.append("no such option"), timing.pooled(["network", "--device=cpu", "--repeats=2"], 3, timing.CPU, None)
     assert call(rounds[2])["rows"] == found["rows"] and said == []

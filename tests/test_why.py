@@ -87,7 +87,7 @@ def test_account_adds_up(house):
     ev["study-context"].arrays["confusions"] = np.stack([lc, lc, dsn] * 2)
     text = why.account(ev)
     assert text.count(why.words(why.gain(ev, "lc-0.985", "dsn", "val"))) == 2 and "+0.00 [+0.00, +0.00]" in text and "100 % of the difference" in text
-    against = tables.context_table(ev["study-context"])["against zeros"]  # the first variant of each network has nothing to be compared with
+    against = why.context_table(ev["study-context"])["against zeros"]  # the first variant of each network has nothing to be compared with
     assert against.iloc[0] == "" and re.fullmatch(r"\+\d+\.\d\d \[\+.*, \+.*\]", against.iloc[2])
 
 

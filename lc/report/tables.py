@@ -17,6 +17,7 @@ from lc.paper import all_published, columns, published
 
 VIDEO = {"CamVid": 10}  # data sets whose images are frames of videos: frames in a block of the bootstrap
 MISSING = "not run yet"
+BOUNDARY = 3  # pixels: how near "on a boundary" is, at most
 METHODS = {"IRNet": "irnet", "DSN": "dsn", "DSN + Dropout": "dsn-dropout", "MC": "mc", "LC": f"lc-{BEST_RHO}"}
 
 
@@ -227,6 +228,12 @@ def near_boundary(record: records.Record) -> pd.DataFrame:
     return pd.DataFrame(near, index=pd.RangeIndex(1, len(near) + 1, name="band"), columns=["ES", "MS", "HS", "all"])
 
 
+def decided_near(record: records.Record) -> pd.DataFrame:
+    """Share of the pixels within BOUNDARY of an object boundary, and of all, that each stage decides, percent."""
+    counts = record.arrays["decided"][:, [BOUNDARY - 1, -1]]
+    return pd.DataFrame(100 * counts / counts.sum(0), columns=["near", "all"])
+
+
 def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
     """Where the numbers of a page come from: one row per record (of these runs, or of all), with a link that works from the built book."""
     found = [ev[name] for name in names or ev.records if name in ev.records]
@@ -293,19 +300,6 @@ def speed_points(ev: Evidence, bench: dict) -> dict[str, pd.DataFrame]:
         if row.Index in ev.records:
             points[row.Index] = pd.DataFrame({"ms": row.ms, "mIoU": percent(ev[row.Index], "val")}, index=[row.Index])
     return points
-
-
-def context_table(record: records.Record) -> pd.DataFrame:
-    """What a region reads outside itself: mIoU (percent), its difference to `zeros` with its interval, cells computed (percent)."""
-    study = record["study"]
-    names = [(network, variant) for network in study["networks"] for variant in study["variants"]]
-    scores = {name: draws(record, counts) for name, counts in zip(names, record.arrays["confusions"])}
-    rows = {}
-    for name, computed in zip(names, study["computed"]):
-        more = scores[name] - scores[name[0], study["variants"][0]]
-        rows[name] = {"mIoU": scores[name][0], "against zeros": words(more) if more.any() else "",
-                      **{f"stage {s} computes": 100 * v for s, v in enumerate(computed, start=1) if s > 1}}
-    return pd.DataFrame(rows).T.rename_axis(["trained as", "reads outside"])
 
 
 def calibration_table(record: records.Record) -> pd.DataFrame:

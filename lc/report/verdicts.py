@@ -7,9 +7,9 @@ import pandas as pd
 
 from lc.experiments import BEST_RHO, CASCADES, catalogue
 from lc.paper import published
-from lc.report.tables import (METHODS, Evidence, class_iou, decided_shares, difference_printed, difficulty_shares, draws, gain, interval,
-                               label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs, seed_gains,
-                               selection_table, speed_files, words)
+from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_near, decided_shares, difference_printed, difficulty_shares, draws,
+                               gain, interval, label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs,
+                               seed_gains, selection_table, speed_files, words)
 
 SMALL = 0.5  # points of mIoU
 TIMED = {"network": "full-width network, pixel shares of Table 1", "cascade": "trained cascade", "lc-wide": "trained cascade of twice its width",
@@ -18,7 +18,7 @@ TIMED = {"network": "full-width network, pixel shares of Table 1", "cascade": "t
 
 @dataclass(frozen=True)
 class Difference:
-    """mIoU of one run less another's, in points, with a 95 % paired bootstrap interval over images."""
+    """mIoU of one run less another's, in points, with a 95 % paired bootstrap interval over images (and seeds, of a mean)."""
     value: float
     low: float
     high: float
@@ -92,17 +92,21 @@ def rho_verdicts(ev: Evidence) -> list[str]:
 
 
 def stage_verdicts(ev: Evidence) -> list[str]:
-    """What Sec. 4.2 claims, as sentences: most classes gain weight in deeper stages, and harder classes go deeper."""
+    """What Sec. 4.2 claims, as sentences: most classes gain weight in deeper stages, boundaries are decided later, and harder classes go deeper."""
     record, lines = ev[METHODS["LC"]], []
     for column, values in label_ratios(record).items():
         values = values.dropna()
         lines.append(f"{column}: {(values > 1).sum()} of {len(values)} classes have a ratio above 1; range {values.min():.2f} to "
                      f"{values.max():.2f} (lowest: {values.idxmin()}; highest: {values.idxmax()})."
                      if len(values) else f"{column}: no pixel gets that far.")
+    if (study := ev.records.get("study-difficulty")) and "decided" in study.arrays:
+        near, every = (", ".join(f"{share:.0f}" for share in shares) for shares in decided_near(study).to_numpy().T)
+        lines.append(f"Within {BOUNDARY} pixels of an object boundary the stages decide {near} % of the pixels, of all pixels {every} %.")
     low, high = (published("text", "stage-2-label-ratio", side).value for side in ("low", "high"))
     return [*lines, f"The paper: all 20 foreground classes of VOC between {low:g} and {high:g} in stage 2 / stage 1. Harder classes go deeper: "
             "rank correlation of a class's IoU with its share of pixels decided in the last stage: "
-            f"{tied(record, decided_shares(record).iloc[:, -1]):+.2f} over {len(record['data']['classes'])} classes."]
+            f"{tied(record, decided_shares(record).iloc[:, -1]):+.2f} over {len(record['data']['classes'])} classes; with its ratio in that stage: "
+            f"{tied(record, label_ratios(record).iloc[:, -1]):+.2f}."]
 
 
 def tied(record, values: pd.Series) -> float:
@@ -185,7 +189,7 @@ def _order(ev: Evidence) -> str:
 def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
     """The methods that are here by mIoU on a split, of all seeds where there are several; ~ where the interval of a step includes zero."""
     mean = table.get(f"{split}, mean of {len(ev.profile.seeds)} seeds", table[split])
-    scores = (table[split] if mean.isna().any() else mean).dropna().sort_values(ascending=False)
+    scores = (table[split] if mean.isna().any() else mean).dropna().sort_values(ascending=False, kind="stable")
     steps = [difference(ev, METHODS[a], METHODS[b], split, seeds=scores.name != split) for a, b in pairwise(scores.index)]
     return scores.index[0] + "".join(f" {'>' if step.low > 0 else '~'} {name}" for step, name in zip(steps, scores.index[1:])) + f" ({scores.name})"
 

@@ -148,6 +148,19 @@ def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
                                index=[k for k, *_ in rows]) for name, rows in points.items() if rows}
 
 
+def context_table(record: records.Record) -> pd.DataFrame:
+    """What a region reads outside itself: mIoU (percent), its difference to `zeros` with its interval, cells computed (percent)."""
+    study = record["study"]
+    names = [(network, variant) for network in study["networks"] for variant in study["variants"]]
+    scores = {name: draws(record, counts) for name, counts in zip(names, record.arrays["confusions"])}
+    rows = {}
+    for name, computed in zip(names, study["computed"]):
+        more = scores[name] - scores[name[0], study["variants"][0]]
+        rows[name] = {"mIoU": scores[name][0], "against zeros": words(more) if more.any() else "",
+                      **{f"stage {s} computes": 100 * v for s, v in enumerate(computed, start=1) if s > 1}}
+    return pd.DataFrame(rows).T.rename_axis(["trained as", "reads outside"])
+
+
 def border(ev: Evidence) -> pd.DataFrame:
     """Where the drop sits (val), by depth in stage 2's region: pixels, how many are right, LC less DSN, share of what LC loses net (percent)."""
     record = ev["study-border"]

@@ -28,7 +28,7 @@ from lc.region_conv import RegionTensor
 from lc.speed import cost, fast
 from lc.speed.opponents import capture, dense_forms, difference, ready, with_spconv
 from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, quartiles, shares_left, undisturbed, write
-from lc.speed.trained import forms, on_device
+from lc.speed.trained import forms, network_on, on_device
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
 TIMED = {"irnet": "irnet", "vgg16-initial": "vgg16", "resnet101-initial": "resnet101"}  # dense networks: run and name of the row
@@ -153,15 +153,15 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
     if not static:
         dense["all active"] = partial(cost.dense(quick), image)
     for rho in ("0.985", "0.800"):
-        (regions, shares), on = paper_regions(rho, grid, batch, device, static, model.halo), _network_on(quick, image.to(dtype))
+        (regions, shares), on = paper_regions(rho, grid, batch, device, static, model.halo), network_on(quick, image.to(dtype))
         calls = [on(masks) for masks in regions]
-        plain = [_network_on(model, image)(masks)() for masks in regions]
+        plain = [network_on(model, image)(masks)() for masks in regions]
         # random weights make all classes nearly equal: in half precision what sets them apart is compared, which rounding hides from float32
         apart = lambda x: x if dtype is torch.float32 else x - x.mean(1, keepdim=True)
         differences["region"] = max(difference(lambda: apart(call()), apart(wanted), "region", dtype) for call, wanted in zip(calls, plain))
         same = float(np.mean([(wanted.argmax(1) == call().argmax(1)).float().mean().item() for call, wanted in zip(calls, plain)]))
         everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
-        depths = {} if static else {depth: _network_on(quick, image, depth)(regions[0]) for depth in range(1, len(quick.stages) + 1)}
+        depths = {} if static else {depth: network_on(quick, image, depth)(regions[0]) for depth in range(1, len(quick.stages) + 1)}
         times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **depths}, repeats, device)
         until = [float(np.median(times.pop(depth))) for depth in depths]
         alone = partial(quick.steps, quick.later, image.to(dtype), image.new_zeros(()), *regions[0]) if static else calls[0]
@@ -205,19 +205,11 @@ def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], clas
             calls |= {(name, form): call for form, call in dense.items()}
         else:
             masks = [blob(share, tuple(-(-side // STRIDE) for side in size), 0).to(device) for share in left]
-            calls |= {(name, form): _network_on(side, image)(masks) for form, side in sides.items()}
+            calls |= {(name, form): network_on(side, image)(masks) for form, side in sides.items()}
     rows = [{"system": name, "form": form, **quartiles("ms", times), "parameters": found[name]}
             for (name, form), times in measure(calls, repeats, device).items()]
     rows = [min((row for row in rows if row["system"] == name), key=lambda row: row["ms"]) for name in chosen]
     return {"size": list(size), "batch": 1, "repeats": repeats, "rows": rows}
-
-
-def _network_on(model: nn.Module, image: Tensor, depth: int | None = None) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
-    """From masks for stages 2, 3, ... to the call that gives the log-probabilities of a cascade, or of one of its forms that take masks."""
-    def handed(masks: list[Tensor]) -> Tensor:
-        with given(masks):
-            return model(image, 0.5, depth).log_probs
-    return lambda masks: partial(handed, masks) if isinstance(model, LayerCascade) else lambda: model(image, 0.5, depth, tuple(masks)).log_probs
 
 
 def training(target: Path | None = None, device: torch.device = CPU, repeats: int = 5, size: tuple[int, int] = (512, 512), batch: int = 8,

@@ -74,7 +74,7 @@ def quick(part: nn.Module) -> nn.Module:
         made = FastResidual(part.mixed.branches, part.project, part.scale)
     elif isinstance(part, (Block35, Block17, Block8)):
         made = FastResidual(_branches(part), part.conv2d, part.scale, relu=getattr(part, "relu", part) is not None)
-    elif isinstance(part, Bottleneck) and {type(m) for m in part.modules()} <= PLAIN:
+    elif isinstance(part, Bottleneck) and {type(m) for m in part.modules()} <= PLAIN and all(c.bias is not None for c in (part.conv1, part.conv3)):
         made = FastResidual([nn.ModuleList([part.conv1, part.conv2])], part.conv3, shortcut=part.downsample)
     elif isinstance(part, (Mixed, Mixed_7a)):
         made = FastMixed(part.branches if isinstance(part, Mixed) else _branches(part))
@@ -269,6 +269,7 @@ class FastResidual(FastMixed):
         super().__init__(branches)
         self.project, self.relu = Product(scale * project.weight.flatten(1), scale * project.bias, relu=False), relu
         convs = [] if shortcut is None else [m for m in shortcut.modules() if isinstance(m, nn.Conv2d)]
+        self.fits = self.fits and len(convs) < 2 and all(conv.kernel_size == (1, 1) and _keeps_grid(conv) for conv in convs)
         self.shortcut = Product(convs[0].weight.flatten(1), convs[0].bias, relu=False) if convs else None
 
     def forward(self, x: RegionTensor) -> RegionTensor:

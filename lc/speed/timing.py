@@ -81,11 +81,12 @@ def pooled(arguments: list[str], processes: int, device: torch.device, target: P
     """`lc bench` with these arguments, in one process after the other, and of what they measured the medians: a process may be 5 to 10 % faster
     or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. One that finds the machine busy is begun again;
     InputError once more than half as many were as are needed, if one fails otherwise, or if they differ too much (`compare`). The next call of the
-    same code goes on with the processes that one which was cut off has kept."""
-    code, refused = provenance(device)["source_hash"], 0
-    folder = paths.folder(paths.build("bench") / file_of("-".join([*arguments, code]), device).stem)
+    same commit goes on with the processes that one which was cut off has kept."""
+    made, refused = provenance(device), 0
+    folder = paths.folder(paths.build("bench") / file_of("-".join([*arguments, made["commit"][:10], made["source_hash"]]), device).stem)
+    whole = lambda: [file for path in folder.glob("*.json") if "left" not in (file := json.loads(path.read_text()))]
     with alone_in(folder):
-        while (kept := len([*folder.glob("*.json")])) < processes:
+        while (kept := len(whole())) < processes:
             part = folder / f"{kept}.json"
             command = [sys.executable, "-m", "lc", "bench", *arguments, "--part", "--json", str(part)]
             done, said = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True), "done"
@@ -93,11 +94,11 @@ def pooled(arguments: list[str], processes: int, device: torch.device, target: P
                 refused, said = refused + 1, (done.stderr.strip() or "a process was killed").splitlines()[-1].removeprefix("lc: ")
                 if "too noisy" not in said or 2 * refused > processes:
                     raise InputError(said)
-            elif json.loads(part.read_text())["source_hash"] != code:
+            elif json.loads(part.read_text())["source_hash"] != made["source_hash"]:
                 part.unlink()
                 raise InputError("the code changed while it was timed; run it again")
-            print(f"process {kept + refused + part.exists()}, {kept + part.exists()} of {processes} kept: {said}", flush=True)
-        files = [json.loads(part.read_text()) for part in sorted(folder.glob("*.json"))]
+            print(f"process {kept + refused + (said == 'done')}, {kept + (said == 'done')} of {processes} kept: {said}", flush=True)
+        files = whole()
     shutil.rmtree(folder)
     rows = [_together(rows) for rows in zip(*(file["rows"] for file in files))]
     return write(files[0]["kind"], device, {**files[0], "processes": len(files), "refused": refused, "rows": rows}, target)

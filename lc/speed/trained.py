@@ -16,7 +16,7 @@ from lc.experiments import CASCADES, experiment
 from lc.paper import columns
 from lc.speed import cost, exported, fast
 from lc.speed.opponents import dense_forms, difference, ready
-from lc.speed.timing import alternate, quartiles, undisturbed, write
+from lc.speed.timing import alternate, blob, given, quartiles, undisturbed, write
 
 
 def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None,
@@ -87,8 +87,8 @@ def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images
 
 @torch.no_grad()
 def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, nn.Module], dict[str, Callable], dict[str, str]]:
-    """The cascade's forms, calls of the dense network's on the image, and what is absent; each compared with the plain modules. compiled: see
-    dense_forms."""
+    """The cascade's forms, calls of the dense network's on the image, and what is absent; those of a cascade are compared with the plain modules.
+    compiled: see dense_forms."""
     sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
     dense, absent = dense_forms(cost.dense(folded), image, compiled)
     dense["all active"] = partial(cost.dense(sides["PyTorch"]), image)
@@ -96,12 +96,23 @@ def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str,
     if name in dense:
         made, missing = ready({f"LC, {name}": lambda: partial(make(model), image)})
         sides, absent = sides | {name: call.func for call in made.values()}, absent | missing
-    dtype = torch.float16 if image.is_cuda else torch.float32  # a GPU multiplies in TF32, which rounds like the former
-    for form, call in dense.items():
-        difference(call, cost.dense(model)(image), form, dtype)
-    for form, side in sides.items():
-        difference(lambda: side(image, 1.0).log_probs, model(image, 1.0).log_probs, f"the cascade in {form}", dtype)
+    if len(model.heads) > 1:  # SegNet, which has one, unpools by indices that rounding may change
+        dtype = torch.float16 if image.is_cuda else torch.float32  # a GPU multiplies in TF32, which rounds like the former
+        reference = cost.dense(model)(image)
+        masks = [blob(share, reference.shape[2:], 0, len(image)).to(image.device) for share in np.linspace(0.75, 0.25, len(model.heads) - 1)]
+        for form, call in dense.items():
+            difference(call, reference, form, dtype)
+        for form, side in sides.items():
+            difference(network_on(side, image)(masks), network_on(model, image)(masks)(), f"the cascade in {form}", dtype)
     return sides, dense, absent
+
+
+def network_on(model: nn.Module, image: Tensor, depth: int | None = None) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
+    """From masks for stages 2, 3, ... to the call that gives the log-probabilities of a cascade, or of one of its forms that take masks."""
+    def handed(masks: list[Tensor]) -> Tensor:
+        with given(masks):
+            return model(image, 0.5, depth).log_probs
+    return lambda masks: partial(handed, masks) if isinstance(model, LayerCascade) else lambda: model(image, 0.5, depth, tuple(masks)).log_probs
 
 
 def on_device(model: LayerCascade, dtype: torch.dtype = torch.float32) -> nn.Module:
