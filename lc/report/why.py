@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from lc import metrics
+from lc import metrics, records
 from lc.speed import cost
 from lc.experiments import EVERYWHERE, FULL, HALOS, catalogue
 from lc.networks import build
