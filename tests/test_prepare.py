@@ -70,7 +70,8 @@ def agree(model: LayerCascade, x: torch.Tensor, **close) -> LayerCascade:
 @pytest.mark.parametrize("made", STAGES.values(), ids=STAGES)
 def test_stages_of_your_own(made):
     """On all pixels and on a region; what is a row of known parts is fast, the rest is left."""
-    quick = agree(cascade(nn.Sequential(nn.Conv2d(3, C, 3, padding=1), made()), made()), torch.randn(2, 3, 17, 19))
+    torch.manual_seed(0)
+    quick = agree(cascade(nn.Sequential(nn.Conv2d(3, C, 3, padding=1), made()), made()), torch.randn(2, 3, 17, 19), atol=1e-4, rtol=1e-4)
     assert isinstance(quick.stages[1], FastStage) == (type(made()) is nn.Sequential)
 
 

@@ -182,8 +182,9 @@ def _order(ev: Evidence) -> str:
     ours, runs, paper = methods(ev)[-1][ev.label], rho_runs(ev), printed("1").loc["mIoU"]
     ranks = "; ".join(_ranked(ev, ours, split) for split in ev.splits)
     better = lambda scores: f"{sum(value > scores['1'] for value in scores.values())} of {len(scores) - 1}"
-    return (f"The methods by mIoU: {ranks}; paper: {' > '.join(printed('2')['mIoU'].sort_values(ascending=False).index)}. Thresholds below 1 that "
-            f"beat rho = 1: {better({rho: percent(run, 'val') for rho, run in runs.items()})} (val); paper: {better(dict(paper))}.")
+    theirs = " > ".join(printed("2")["mIoU"].sort_values(ascending=False).index)
+    return (f"The methods by mIoU (~: no difference shown between neighbours): {ranks}; paper: {theirs}. Thresholds below 1 that beat rho = 1: "
+            f"{better({rho: percent(run, 'val') for rho, run in runs.items()})} (val); paper: {better(dict(paper))}.")
 
 
 def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
