@@ -84,7 +84,7 @@ def pooled(arguments: list[str], processes: int, device: torch.device, target: P
     same commit goes on with the processes that one which was cut off has kept."""
     made, refused = provenance(device), 0
     folder = paths.folder(paths.build("bench") / file_of("-".join([*arguments, made["commit"][:10], made["source_hash"]]), device).stem)
-    whole = lambda: [file for path in folder.glob("*.json") if "left" not in (file := json.loads(path.read_text()))]
+    whole = lambda: [file for path in sorted(folder.glob("*.json")) if "left" not in (file := json.loads(path.read_text()))]
     with alone_in(folder):
         while (kept := len(whole())) < processes:
             part = folder / f"{kept}.json"
@@ -124,7 +124,7 @@ def blob(share: float, size: tuple[int, int], seed: int, images: int = 1) -> Ten
     """(N, H, W) bool: a region of that share in smooth blobs, as cascades leave them."""
     if share >= 1:
         return torch.ones(images, *size, dtype=torch.bool)
-    coarse = torch.randn(images, 1, size[0] // 8, size[1] // 8, generator=torch.Generator().manual_seed(seed))
+    coarse = torch.randn(images, 1, *(max(2, side // 8) for side in size), generator=torch.Generator().manual_seed(seed))
     smooth = F.interpolate(coarse, size, mode="bicubic")[:, 0]
     return smooth < np.quantile(smooth.numpy(), share)
 
