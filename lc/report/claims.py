@@ -178,7 +178,7 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
             return _grade(tuple(size) == (21, 64, 64)), " x ".join(map(str, size))
         case "parameters":
             body, heads = audit.parts().groupby("head")["parameters"].sum() / 1e6
-            return _grade(abs(body + heads - claimed) < 0.05), f"{body:.2f} M, and {heads:.2f} M in heads of an assumed width"
+            return _grade(abs(body + heads - claimed) < 0.05, body < claimed), f"{body:.2f} M, and {heads:.2f} M in heads of an assumed width"
         case "training":
             rows = [row for bench in speed_files("training") for row in bench["rows"] if row["layer"] == "whole step"]
             return _grade(False, bool(rows) and all(row["speedup_low"] > 1 for row in rows)) if rows else "open", "a step: " + ", ".join(
