@@ -150,7 +150,7 @@ def listed(name: str) -> list[dict]:
 
 def paper_and_ours(paper: pd.DataFrame, ours: pd.DataFrame, ev: Evidence, label: str = "") -> list[pd.DataFrame]:
     """What a page shows, in the paper's rows: one table where that is allowed, else the paper's and ours (the evidence's label, or this) apart."""
-    frames = {"paper": paper, label or ev.label: ours.reindex(paper.index)}
+    frames = {"paper": paper if ev.comparable else paper.dropna(how="all"), label or ev.label: ours.reindex(paper.index)}
     return [pd.concat(frames, axis=1)] if ev.comparable else [pd.concat({head: frame}, axis=1) for head, frame in frames.items()]
 
 
