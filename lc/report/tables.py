@@ -118,8 +118,8 @@ def seed_gains(ev: Evidence, a: str, b: str, split: str) -> dict[int, np.ndarray
 
 
 def over_seeds(drawn: list[np.ndarray]) -> np.ndarray:
-    """Draws of the mean over seeds, from those of each seed: of the seeds there are, then each of as many drawn from them with replacement. Of the
-    few there are this says little less than what another seed would do, but not nothing."""
+    """Draws of the mean over seeds, from those of each seed: of the seeds there are, then each of as many drawn from them with replacement. With
+    few seeds the interval is still too narrow for what another seed would do."""
     values = np.stack(drawn)
     picks = np.random.default_rng(0).integers(len(values), size=values.shape[::-1])
     picks[0] = np.arange(len(values))
