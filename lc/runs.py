@@ -21,7 +21,7 @@ from lc.config import DataConfig, RunConfig
 from lc.data import IGNORE, SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
-from lc.experiments import STUDIES, Experiment, catalogue, experiment, profile
+from lc.experiments import CASCADES, STUDIES, Experiment, catalogue, experiment, profile
 from lc.machine import alone_in, device_name, end_with_parent, keep_memory, threads
 from lc.paper import columns
 from lc.train import Trainer, load_model, save_weights
@@ -133,8 +133,8 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
 def _execute(entry: Experiment, root, device: torch.device, workers: int, folder: Path) -> records.Record:
     train = _split(entry.run.data, "train", root)
     splits = {split: _split(entry.run.data, split, root) for split in ("val", "test") if split in train.spec.counts}
-    made_on = records.provenance(device_name(device), *records.modules(entry.run.model.network))
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    made_on = {**records.provenance(device_name(device), *records.modules(entry.run.model.network)),
+               "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     trainer = Trainer(entry.run, train, splits["val"], folder, device, *begins_with(entry.run), workers)
     model = trainer.fit()
     seconds, trained = trainer.seconds, time.perf_counter()
@@ -143,19 +143,18 @@ def _execute(entry: Experiment, root, device: torch.device, workers: int, folder
     home = committed if entry.publish or (committed / file).exists() else paths.checkpoints(entry.run.profile)  # where `weights_path` looks first
     save_weights(model, folder / file)
     model = load_model(entry.run, train.num_classes, folder / file, device)  # numbers are those of the weights on disk
-    results, arrays = {}, {}
-    for split, data in splits.items():
-        results[split] = evaluate(model, data, entry.run.rho)
-        arrays[f"confusions_{split}"] = results[split].confusions.astype(np.int32)
-    sweep = [evaluate(model, splits["val"], float(rho)) for rho in columns("1", "mIoU")] if entry.sweep else []
-    if sweep:
-        arrays["sweep_confusions"] = np.stack([e.confusions for e in sweep]).astype(np.int32)
+    results = {split: evaluate(model, data, entry.run.rho) for split, data in splits.items()}
+    arrays = {f"confusions_{split}": found.confusions.astype(np.int32) for split, found in results.items()}
+    swept = splits if entry.name in CASCADES.values() else ["val"]  # a timed cascade's rho is chosen on val, and told on test, too
+    sweep = {split: [evaluate(model, splits[split], float(rho)) for rho in columns("1", "mIoU")] for split in swept if entry.sweep}
+    for split, found in sweep.items():
+        arrays["sweep_confusions" + ("" if split == "val" else f"_{split}")] = np.stack([e.confusions for e in found]).astype(np.int32)
     values = {
-        **made_on, "started": started, "train_seconds": round(seconds, 1), "evaluate_seconds": round(time.perf_counter() - trained, 1),
+        **made_on, "train_seconds": round(seconds, 1), "evaluate_seconds": round(time.perf_counter() - trained, 1),
         "seed": entry.run.seed, "amp": str(trainer.amp or torch.float32).removeprefix("torch."),
         "data": _describe(train, *splits.values()),
         "parameters": sum(p.numel() for p in model.parameters()), "weights": file if home == committed else None,
-        "metrics": {split: e.summary() for split, e in results.items()}, "sweep": [e.summary() for e in sweep]}
+        "metrics": {split: e.summary() for split, e in results.items()}, "sweep": [e.summary() for e in sweep.get("val", [])]}
     anew = " was written anew" if records.find(entry) else ""
     records.write_whole(home / file, (folder / file).read_bytes())  # only now: a run cut off before leaves earlier weights with their record
     record = records.write(entry, values, arrays, (folder / "history.jsonl").read_text())

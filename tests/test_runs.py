@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from unittest.mock import Mock
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -173,6 +174,20 @@ def test_weights_and_record_are_replaced_together(house, monkeypatch):
     assert runs.weights_path(entry.name, entry.run).read_bytes() == b"earlier weights" and records.find(entry) is None
     runs.execute(entry, None, CPU)
     assert runs.weights_path(entry.name, entry.run).read_bytes() != b"earlier weights" and records.find(entry)
+
+
+def test_a_timed_cascade_is_swept_on_both_splits(house):
+    """Its rho is chosen on val and told on test; other runs are swept on val alone. At the run's own rho both are what the run is evaluated at."""
+    found = {}
+    for name in ("lc-0.985", "lc-0.900"):
+        entry = catalogue("smoke")[name]
+        small = replace(entry.run, start=None, phases=entry.run.phases[:1], data=replace(entry.run.data, limit=6))
+        found[name] = runs.execute(replace(entry, run=small), None, CPU)
+    timed, rhos = found["lc-0.985"], [sweep["rho"] for sweep in found["lc-0.985"]["sweep"]]
+    for split, name in (("val", "sweep_confusions"), ("test", "sweep_confusions_test")):
+        assert len(timed.arrays[name]) == len(rhos) == 8
+        np.testing.assert_array_equal(timed.arrays[name][rhos.index(0.985)], timed.arrays[f"confusions_{split}"])
+    assert "sweep_confusions" in found["lc-0.900"].arrays and "sweep_confusions_test" not in found["lc-0.900"].arrays
 
 
 ENDLESS = """

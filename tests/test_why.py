@@ -158,8 +158,8 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
             "reaches 1.30x [1.30, 1.30] over folded, where its multiply-adds allow 2.60x (a CPU, as set). The paper: 2.00x") in answer
     found = verdicts.fastest_equal(ev)[0]
     assert list(found.index) == ["lc-0.985: a CPU, as set", "lc-halo-4: a CPU, as set"] and list(found["equal"]) == ["no", "yes"] and found["rho"].iloc[1] == "0.995"
-    assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 4:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
-    assert set(found["at 0.985 (test)"]) == {"+0.00 [+0.00, +0.00]"}
+    assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 5:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
+    assert set(found["at 0.985 (test)"]) == {"+0.00 [+0.00, +0.00]"} and found["the same (test)"].isna().all()
     table = verdicts.equal_accuracy(ev)
     assert list(table.xs("lc-halo-4")["equal"]) == ["yes", "yes", *["no"] * 5] and list(table["stage 3, %"]) == [30] * 14
     for row in rows:
@@ -167,6 +167,20 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     assert "accuracy? No.**" in verdicts.answers(ev)[2], "the lower quartile counts"
     del ev.records["dsn"]
     assert len(verdicts.speed_answer(ev)) == 1 and verdicts.equal_accuracy(ev).empty and verdicts.fastest_equal(ev) == []
+
+
+def test_the_rho_chosen_on_val_is_told_on_test(house, monkeypatch):
+    """Where a record has its sweep on test, too: the difference there, at the rho that val chose, in the table and in the sentence."""
+    ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
+    lc, same = ev["lc-0.985"], ev["dsn"].arrays["confusions_val"]
+    worse = ev["dsn"].arrays["confusions_test"] + 10 * np.roll(np.eye(3, dtype=int), 1, axis=1)
+    lc.values["sweep"] = [{"rho": rho, "miou": 0.5} for rho in (0.995, 0.8)]
+    lc.arrays.update(sweep_confusions=np.stack([same, same]), sweep_confusions_test=np.stack([worse, ev["dsn"].arrays["confusions_test"]]))
+    rows = [{"rho": rho, "speedup": 2, "speedup_low": low, "speedup_high": 2, "ideal": 3, "computed": [1, 0.5, 0.3], "dense_form": "OpenVINO"} for rho, low in ((0.995, 2), (0.8, 1))]
+    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": lc["key"], "rows": rows}] if kind == "cascade" else [])
+    told = tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], "confusions_test"))
+    assert told.startswith("-") and list(verdicts.fastest_equal(ev)[0]["the same (test)"]) == [told]
+    assert f"lc-0.985 at rho = 0.995 (+0.00 [+0.00, +0.00] points; on test {told}), reaches" in verdicts._equal_accuracy(ev)[0]
 
 
 def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):

@@ -122,8 +122,7 @@ def difficulty_verdicts(ev: Evidence) -> list[str]:
     total = 100 * record.arrays["sets"][0].sum(1) / record.arrays["sets"][0].sum()
     least, claimed = published("text", "es-share-at-least").value, published("text", "hs-on-boundary").value
     first, last = near.iloc[0], near.iloc[-1]
-    reached = near.index[near["HS"] >= claimed]
-    if len(reached):
+    if len(reached := near.index[near["HS"] >= claimed]):
         where = f"{near['HS'][reached[0]]:.0f} % of HS lies within {reached[0]} pixels, where {near['all'][reached[0]]:.0f} % of all pixels lie"
     else:
         where = f"{last['HS']:.0f} % of HS and {last['all']:.0f} % of all pixels lie within {near.index[-1]} pixels"
@@ -226,15 +225,16 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
         control = (entries[name].control or METHODS["DSN"]) if name in entries else ""
         if not {name, control} <= set(ev.records) or not ev[name]["sweep"]:
             continue
-        dsn = draws(ev[control], "confusions_val")
+        dsn, tested = draws(ev[control], "confusions_val"), ev[name].arrays.get("sweep_confusions_test")
         for bench in (bench for bench in speed_files(kind, ev.profile.name) if bench["key"] == ev[name]["key"]):
             timed = {row["rho"]: row for row in bench["rows"]}
-            for at, counts in zip(ev[name]["sweep"], ev[name].arrays["sweep_confusions"]):
+            for i, (at, counts) in enumerate(zip(ev[name]["sweep"], ev[name].arrays["sweep_confusions"])):
                 if at["rho"] == 1 or at["rho"] not in timed:
                     continue
                 row, apart = timed[at["rho"]], draws(ev[name], counts) - dsn
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
                     "mIoU": 100 * at["miou"], "DSN": dsn[0], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
+                    "on test": None if tested is None else words(draws(ev[name], tested[i]) - draws(ev[control], "confusions_test")),
                     **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)},
                     "dense form": row["dense_form"],
                     **dict(zip(("speed-up", "lower", "upper", "ideal"), (row[key] for key in ("speedup", "speedup_low", "speedup_high", "ideal"))))}
@@ -251,25 +251,25 @@ def _equal_accuracy(ev: Evidence) -> list[str]:
     best = "none is"
     if len(same):
         (name, rho, where), row = same["lower"].idxmax(), same.loc[same["lower"].idxmax()]
-        best = (f"the fastest that is (by its lower quartile), {name} at rho = {rho} ({row['less the DSN']} points), reaches {row['speed-up']:.2f}x "
-                f"[{row['lower']:.2f}, {row['upper']:.2f}] over {row['dense form']}, where its multiply-adds allow {row['ideal']:.2f}x ({where})")
+        tested = f"; on test {row['on test']}" if pd.notna(row["on test"]) else ""
+        best = (f"the fastest that is (by its lower quartile), {name} at rho = {rho} ({row['less the DSN']} points{tested}), reaches "
+                f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] over {row['dense form']}, where its multiply-adds allow {row['ideal']:.2f}x ({where})")
     return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the interval of LC "
             f"less the DSN with the same images and width, on val, begins above -{SMALL:g} points; {best}. The paper: "
             f"{fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
 
 
 def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
-    """Of each cascade in `equal_accuracy`, by setting: the fastest row that is equal, else the one that comes nearest to its DSN; beside it the
-    difference on test, where a cascade is evaluated at the rho of its training."""
+    """Of each cascade in `equal_accuracy`, by setting: the fastest row that is equal, else the one that comes nearest to its DSN, and on test."""
     table, rows, entries = equal_accuracy(ev), {}, catalogue(ev.profile.name)
     for (name, where), part in table.groupby(level=[0, 2], sort=False):
         same = part[part["equal"] == "yes"]
         at = same["lower"].idxmax() if len(same) else (part["mIoU"] - part["DSN"]).idxmax()
-        row = part.loc[at]
-        tested = {f"at {BEST_RHO} (test)": words(gain(ev, name, entries[name].control or METHODS["DSN"], "test"))} if "test" in ev.splits else {}
-        rows[f"{name}: {where}"] = {"rho": at[1], "LC - DSN, points (val)": row["less the DSN"], **tested, "equal": row["equal"], "speed-up":
-                                    f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]",
-                                    "ideal": f"{row['ideal']:.2f}x", "dense form": row["dense form"]}
+        row, pair = part.loc[at], (name, entries[name].control or METHODS["DSN"])
+        tested = {"the same (test)": row["on test"], f"at {BEST_RHO} (test)": words(gain(ev, *pair, "test"))} if "test" in ev.splits else {}
+        rows[f"{name}: {where}"] = {
+            "rho": at[1], "LC - DSN, points (val)": row["less the DSN"], **tested, "equal": row["equal"],
+            "speed-up": f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]", "ideal": f"{row['ideal']:.2f}x", "dense form": row["dense form"]}
     return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
 
 
