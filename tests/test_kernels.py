@@ -197,17 +197,22 @@ def test_buffers_beyond_32_bits():
             call()
 
 
-def test_compiles_for_a_gpu():
-    """Triton's compiler takes the kernel for an H100's architecture, with tensor cores and stores of eight numbers, though no GPU is here."""
-    code = """
+@pytest.mark.parametrize("tile", [0, -1])
+def test_compiles_for_a_gpu(tile):
+    """Triton's compiler takes the kernel, with the smallest and the largest tiles, for an H100's architecture, with tensor cores, copies of 16 bytes
+    that wait for nothing, and stores of eight numbers, though no GPU is here; and the tiles fit its shared memory."""
+    code = f"""
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from lc.speed.kernels import _convolve
-kernel, constants = _convolve.fn, dict(KW=3, TAPS=9, DY=2, DX=2, RELU=True, ADD=True, SPLIT=True, EIGHTS=True, PRECISION="ieee", WIDEN=False, ROWS=128, COLS=64, DEPTH=32)
-even = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name not in (*constants, "count", "first", "gap")}
+from lc.speed.kernels import TILES, _convolve
+tile, kernel = TILES[{tile}], _convolve.fn
+constants = dict(KW=3, TAPS=9, DY=2, DX=2, RELU=True, ADD=True, SPLIT=True, EIGHTS=True, PRECISION="ieee", WIDEN=False, **tile.kwargs)
+even = {{(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name not in (*constants, "count", "first", "gap")}}
 kinds = ["*bf16"] * 4 + ["*i32"] * 3 + ["i32"] * (len(kernel.arg_names) - 7)
-signature = {name: "constexpr" if name in constants else kind for name, kind in zip(kernel.arg_names, kinds)}
-found = compile(ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, even), target=GPUTarget("cuda", 90, 32))
-print("wgmma" in found.asm["ptx"], len(found.asm["cubin"]) > 1000, "st.global.v4" in found.asm["ptx"], "st.global.b16" in found.asm["ptx"])"""
+signature = {{name: "constexpr" if name in constants else kind for name, kind in zip(kernel.arg_names, kinds)}}
+source = ASTSource(kernel, signature, {{(kernel.arg_names.index(k),): v for k, v in constants.items()}}, even)
+found = compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=tile.num_warps, num_stages=tile.num_stages))
+ptx = found.asm["ptx"]
+print(*("wgmma" in ptx, "cp.async.cg" in ptx, len(found.asm["cubin"]) > 1000, "st.global.v4" in ptx, "st.global.b16" in ptx, found.metadata.shared < 227 << 10))"""
     run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
-    assert run.stdout.split() == ["True", "True", "True", "False"], run.stderr
+    assert run.stdout.split() == ["True"] * 4 + ["False", "True"], run.stderr

@@ -25,8 +25,8 @@ from lc.speed.opponents import capture
 
 INTERPRETED = triton.knobs.runtime.interpret
 TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
-         for rows, cols, depth, warps in ((64, 64, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8),
-                                          (128, 64, 64, 4), (128, 128, 64, 8), (64, 128, 64, 4))]
+         for rows, cols, depth, warps in ((64, 64, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8), (128, 64, 64, 4), (128, 128, 64, 8),
+                                          (64, 128, 64, 4), (64, 32, 64, 4), (128, 256, 64, 8))]  # the last two for few and for many rows
 
 
 @triton.jit
