@@ -24,9 +24,9 @@ from lc.speed.fast import FastConv, FastMixed, FastPool, FastResidual, GraphCasc
 from lc.speed.opponents import capture
 
 INTERPRETED = triton.knobs.runtime.interpret
-TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=3)
-         for rows, cols, depth, warps in ((64, 64, 32, 4), (128, 64, 32, 4), (128, 128, 32, 8), (128, 64, 64, 4), (128, 128, 64, 8),
-                                          (64, 128, 64, 4), (64, 32, 64, 4), (128, 256, 64, 8))]  # the last two for few and for many rows
+TILES = [triton.Config({"ROWS": rows, "COLS": cols, "DEPTH": depth}, num_warps=warps, num_stages=stages)  # a window's rows take two of the stages
+         for rows, cols, depth, warps, stages in ((64, 64, 32, 4, 5), (64, 32, 64, 4, 5), (64, 64, 64, 4, 5), (128, 64, 64, 4, 5),
+                                                  (64, 128, 64, 4, 5), (128, 128, 32, 8, 4), (128, 128, 64, 8, 5), (128, 256, 64, 8, 3))]
 
 
 @triton.jit
@@ -52,17 +52,17 @@ def _convolve(rows, weight, bias, out, index, slots, count, c_in, c_out, capacit
     p, o = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     here, there = p < active, o < c_out
     total = tl.full((ROWS, COLS), 0.0, tl.float32)
-    for tap in range(TAPS):
+    blocks = tl.cdiv(c_in, DEPTH)
+    for step in range(TAPS * blocks):  # one loop over taps and channels, so that loads run ahead over both
+        tap, c = step // blocks, step % blocks * DEPTH + tl.arange(0, DEPTH)
         row, known = p, here
         if TAPS > 1:
             row, known, _ = _source(index, slots, p, here, tap, height, width, KW, TAPS, DY, DX)
-        for start in range(0, c_in, DEPTH):
-            c = start + tl.arange(0, DEPTH)
-            a = tl.load(rows + row[:, None] * stride_in + c[None, :], mask=known[:, None] & (c < c_in)[None, :], other=0.0)
-            b = tl.load(weight + (tap * c_in + c)[:, None] * c_out + o[None, :], mask=(c < c_in)[:, None] & there[None, :], other=0.0)
-            if WIDEN:  # the interpreter of Triton 3.9 would multiply the bits of bfloat16
-                a, b = a.to(tl.float32), b.to(tl.float32)
-            total = tl.dot(a, b, total, input_precision=PRECISION)
+        a = tl.load(rows + row[:, None] * stride_in + c[None, :], mask=known[:, None] & (c < c_in)[None, :], other=0.0)
+        b = tl.load(weight + (tap * c_in + c)[:, None] * c_out + o[None, :], mask=(c < c_in)[:, None] & there[None, :], other=0.0)
+        if WIDEN:  # the interpreter of Triton 3.9 would multiply the bits of bfloat16
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
     total += tl.load(bias + o, mask=there, other=0.0).to(tl.float32)[None, :]
     if SPLIT:
         o += tl.where(o < first, 0, gap)
