@@ -131,6 +131,24 @@ def test_forward_in_half_precision(model):  # noqa: F811
     torch.testing.assert_close(log_probs.exp(), model(x, 1.0).log_probs.exp(), atol=0.1, rtol=0)
 
 
+@torch.no_grad()
+def test_stage_1_can_be_compiled(model, monkeypatch):  # noqa: F811
+    """As the dense opponent is on a GPU: stage 1 and its head, nothing else, and only if asked; the result is the same."""
+    compiled, original = [], torch.nn.Module.compile
+
+    def traced(part, **options):
+        compiled.append(options)
+        original(part, backend="eager", dynamic=options["dynamic"])
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    x = torch.randn(1, 3, 40, 48, generator=torch.Generator().manual_seed(1))
+    plain = kernels.DeviceCascade(model)
+    assert not compiled
+    made = kernels.DeviceCascade(model, compiled=True)
+    assert compiled == 2 * [{"mode": "max-autotune-no-cudagraphs", "dynamic": False}] and all(part._compiled_call_impl for part in made.first)
+    rho = between(model, x, 0.5)
+    torch.testing.assert_close(made(x, rho).log_probs, plain(x, rho).log_probs)
+
+
 def test_what_has_no_kernel():
     """An error that names the parts."""
     cascade = other("vgg16", 0.125)
@@ -144,8 +162,8 @@ def test_forms_on_a_gpu(model, monkeypatch):  # noqa: F811
     """There both sides are CUDA graphs, LC without a kernel for its reading is named as absent, and a trained cascade is timed in its fastest form."""
     class Pretended(torch.Tensor):
         is_cuda = True
-    monkeypatch.setattr(opponents, "_graph", lambda module, x: lambda: module(x))
-    monkeypatch.setattr(kernels, "capture", lambda call, *inputs: call)
+    for module in (opponents, kernels):
+        monkeypatch.setattr(module, "capture", lambda call, *inputs: call)
     image = torch.randn(1, 3, 40, 48).as_subclass(Pretended)
     sides, dense, absent = trained.forms(model, image, compiled=False)
     assert set(dense) == {"folded", "CUDA graph", "all active"} and isinstance(sides["CUDA graph"], kernels.DeviceCascade) and not absent

@@ -147,7 +147,8 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
     torch.manual_seed(0)
     rows, model = [], build(21, **architecture).eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
-    folded, quick = fast.fold(model).to(dtype, memory_format=torch.channels_last), on_device(model, dtype) if static else fast.prepare(model)
+    folded = fast.fold(model).to(dtype, memory_format=torch.channels_last)
+    quick = on_device(model, dtype, compiled=device.type == "cuda") if static else fast.prepare(model)
     dense, absent = dense_forms(cost.dense(folded), image.to(dtype))
     differences = {form: difference(call, cost.dense(model)(image), form) for form, call in dense.items()}
     if not static:

@@ -223,14 +223,16 @@ DEVICE = {FastConv: DeviceConv, FastPool: DevicePool, FastMixed: DeviceMixed, Fa
 
 
 class DeviceCascade(GraphCascade):
-    """A cascade for inference in which no step depends on the host: on a GPU one CUDA graph, whose output the next call overwrites. ValueError for
-    what has no kernel."""
+    """A cascade for inference in which no step depends on the host: on a GPU one CUDA graph, whose output the next call overwrites. compiled: stage 1
+    goes through torch.compile, anew for each size of image. ValueError for what has no kernel."""
 
-    def __init__(self, model: LayerCascade, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: LayerCascade, dtype: torch.dtype = torch.float32, compiled: bool = False):
         if model.reading != "zero":
             raise ValueError(f"only zeros outside the region, got reading {model.reading!r}: call the cascade itself")
         super().__init__(model)
         self.first.to(dtype=dtype, memory_format=torch.channels_last)
+        for part in self.first if compiled else ():
+            part.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
         self.dtype, self.later = dtype, [[[DEVICE[type(part)](part, dtype) for part in parts] for parts in both] for both in self.later]
 
     def graph(self, later: list, image: Tensor, *values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:

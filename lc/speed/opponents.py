@@ -19,7 +19,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # 
 def dense_forms(module: nn.Module, x: Tensor, compiled: bool = True) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
     """Calls of a folded dense module on x by form, warmed up, and the forms that cannot run here, with the reason. compiled: also those that need
     a compiler or what only `.[bench]` installs."""
-    makers = {"CUDA graph": _graph} if x.is_cuda else {"ONNX Runtime": _onnxruntime}
+    makers = {"CUDA graph": lambda module, x: partial(capture(module, x), x)} if x.is_cuda else {"ONNX Runtime": _onnxruntime}
     makers |= {"torch.compile": _compiled, **({} if x.is_cuda else {"OpenVINO": _openvino})} if compiled else {}
     calls, absent = ready({name: partial(make, module, x) for name, make in makers.items()})
     return {"folded": lambda: module(x), **calls}, absent
@@ -44,10 +44,6 @@ def _compiled(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     torch.compiler.reset()
     ready = torch.compile(module, mode="max-autotune") if x.is_cuda else torch.compile(module, options={"freezing": True})
     return lambda: ready(x)
-
-
-def _graph(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    return partial(capture(module, x), x)
 
 
 def capture(call: Callable, *inputs: Tensor) -> Callable:

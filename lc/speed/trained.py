@@ -92,7 +92,7 @@ def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str,
     sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
     dense, absent = dense_forms(cost.dense(folded), image, compiled)
     dense["all active"] = partial(cost.dense(sides["PyTorch"]), image)
-    name, make = ("CUDA graph", on_device) if image.is_cuda else ("ONNX Runtime", exported.Exported)
+    name, make = ("CUDA graph", partial(on_device, compiled=compiled)) if image.is_cuda else ("ONNX Runtime", exported.Exported)
     if name in dense:
         made, missing = ready({f"LC, {name}": lambda: partial(make(model), image)})
         sides, absent = sides | {name: call.func for call in made.values()}, absent | missing
@@ -115,7 +115,7 @@ def network_on(model: nn.Module, image: Tensor, depth: int | None = None) -> Cal
     return lambda masks: partial(handed, masks) if isinstance(model, LayerCascade) else lambda: model(image, 0.5, depth, tuple(masks)).log_probs
 
 
-def on_device(model: LayerCascade, dtype: torch.dtype = torch.float32) -> nn.Module:
+def on_device(*values, **more) -> nn.Module:
     """lc.speed.kernels.DeviceCascade; ImportError where Triton is missing."""
     from lc.speed.kernels import DeviceCascade
-    return DeviceCascade(model, dtype)
+    return DeviceCascade(*values, **more)
