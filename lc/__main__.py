@@ -173,8 +173,7 @@ def predict(args) -> None:
     from lc import predict as predictor
     images = predictor.read_images(args.images)  # all of them, before anything is written
     model, spec, rho, height = _trained(args)
-    for path in predictor.write_overlays(images, args.out, fast.prepare(model), spec, rho, height):
-        print(path)
+    print(*predictor.write_overlays(images, args.out, fast.prepare(model), spec, rho, height), sep="\n")
 
 
 def export(args) -> None:

@@ -1,6 +1,7 @@
 """A trained cascade on images and videos: label, stage and confidence maps at the size of the image, and their pictures."""
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +114,17 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
         raise InputError(f"{source} is no video that can be read ({error}); give a folder of frames, or another file") from None
     if not file.streams.video:
         raise InputError(f"{source} holds no pictures, only sound or text; give a folder of frames, or another file")
-    return file.streams.video[0].frames, ((f"{i:06d}", frame.to_ndarray(format="rgb24")) for i, frame in enumerate(file.decode(video=0)))
+    return file.streams.video[0].frames, _decoded(file)
+
+
+def _decoded(file) -> Iterator[tuple[str, np.ndarray]]:
+    """As many frames of an open video file as can be read; says so where it holds fewer than it says."""
+    number = 0
+    with suppress(OSError, ValueError):  # of PyAV, where a file breaks off
+        for number, frame in enumerate(file.decode(video=0), start=1):
+            yield f"{number - 1:06d}", frame.to_ndarray(format="rgb24")
+    if number < (said := file.streams.video[0].frames):
+        print(f"{file.name} is damaged: it says that it holds {said} frames, {number} can be read")
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0,
     due = with_needed(due)
     jobs = max(1, min(jobs, len(due)))  # one run has all the cores
     waiting, running = {entry.name: entry for entry in due}, {}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs), os.getpid())) if jobs > 1 else _Here() as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs), os.getpid())) if jobs > 1 else _here() as pool:
         while waiting or running:
             free = [entry for entry in waiting.values() if not needs(entry) & (waiting.keys() | set(running.values()))]
             for entry in free[:jobs - len(running)]:
@@ -74,16 +75,12 @@ def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0,
                 ended.result()
 
 
-class _Here(nullcontext):
+def _here() -> nullcontext:
     """Of an executor what `run_all` uses; in this thread, which alone hears of an interrupt."""
-
-    def __enter__(self):
-        return self
-
-    def submit(self, call, *args) -> Future:
-        done = Future()
-        done.set_result(call(*args))
+    def submit(call, *args) -> Future:
+        (done := Future()).set_result(call(*args))
         return done
+    return nullcontext(SimpleNamespace(submit=submit))
 
 
 def with_needed(due: list[Experiment]) -> list[Experiment]:

@@ -570,6 +570,22 @@ def test_a_file_without_pictures(tmp_path, monkeypatch):
         predict.frames(tmp_path / "sound.ogg")
 
 
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_damaged_video(tmp_path, monkeypatch, capsys, broken):
+    """What can be read of it is labelled, and that this is not all is said, whether PyAV stops with an error or without one."""
+    def decode(video):
+        yield from 2 * [SimpleNamespace(to_ndarray=lambda format: np.zeros((30, 40, 3), np.uint8))]
+        if broken:
+            raise ValueError("Invalid data found when processing input")
+    file = SimpleNamespace(name="cut.mp4", streams=SimpleNamespace(video=[SimpleNamespace(frames=12)]), decode=decode)
+    monkeypatch.setitem(sys.modules, "av", SimpleNamespace(open=lambda name: file))
+    (tmp_path / "cut.mp4").touch()
+    assert main(["video", str(tmp_path / "cut.mp4"), "--height", "48", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "cut.mp4 is damaged: it says that it holds 12 frames, 2 can be read" in said and "over all 2" in said
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.png", "000001.png"]
+
+
 @pytest.mark.parametrize("arguments, message", [
     (("EMPTY",), "no frames in"), (("missing.mp4",), "video not found: missing.mp4"), (("EMPTY", "--fps", "0"), "--fps must be greater than 0, got 0"),
     (("README.md",), "is no folder of frames; a video file needs PyAV|is no video that can be read"), (("EMPTY", "--rho", "2"), "rho must be in")])
