@@ -253,7 +253,8 @@ def _equal_accuracy(ev: Evidence) -> list[str]:
         (name, rho, where), row = same["lower"].idxmax(), same.loc[same["lower"].idxmax()]
         tested = f"; on test {row['on test']}" if pd.notna(row["on test"]) else ""
         best = (f"the fastest that is (by its lower quartile), {name} at rho = {rho} ({row['less the DSN']} points{tested}), reaches "
-                f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] over {row['dense form']}, where its multiply-adds allow {row['ideal']:.2f}x ({where})")
+                f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] over {row['dense form']}, where its multiply-adds allow "
+                f"{row['ideal']:.2f}x ({where})")
     return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the interval of LC "
             f"less the DSN with the same images and width, on val, begins above -{SMALL:g} points; {best}. The paper: "
             f"{fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
@@ -268,8 +269,8 @@ def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
         row, pair = part.loc[at], (name, entries[name].control or METHODS["DSN"])
         tested = {"the same (test)": row["on test"], f"at {BEST_RHO} (test)": words(gain(ev, *pair, "test"))} if "test" in ev.splits else {}
         rows[f"{name}: {where}"] = {
-            "rho": at[1], "LC - DSN, points (val)": row["less the DSN"], **tested, "equal": row["equal"],
-            "speed-up": f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]", "ideal": f"{row['ideal']:.2f}x", "dense form": row["dense form"]}
+            "rho": at[1], "LC - DSN, points (val)": row["less the DSN"], **tested, **row[["equal"]],
+            "speed-up": f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]", "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]]}
     return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
 
 
