@@ -187,6 +187,9 @@ def test_larger_runs_where_there_is_something_to_enlarge():
     lite, full = experiments.profile("camvid-lite"), experiments.profile("camvid")
     names = [entry.name for entry in experiments._larger(replace(lite, data=full.data))]
     assert "initial-wide" in names and "lc-full" in names and "initial-large" not in names and not experiments._larger(full)
-    initial, dsn, lc = experiments._larger(lite)[-4:-1]
+    entries = {entry.name: entry for entry in experiments._larger(lite)}
+    initial, dsn, lc = (entries[f"{row}-full"] for row in ("initial", "dsn", "lc"))
     assert [entry.run.phases[0].lr for entry in (initial, dsn, lc)] == [full.lr, full.cascade_lr, full.cascade_lr] and lc.run.start == dsn.run.start == initial.run
     assert lc.run.model == full.model and (dsn.run.rho, lc.run.rho) == (1.0, 0.985) and lc.control == dsn.name == "dsn-full"
+    for row in ("initial", "dsn", "lc"):
+        assert (entries[f"{row}-unbalanced"].run.train.balance, entries[f"{row}-unaveraged"].run.train.ema) == ("none", 0)
