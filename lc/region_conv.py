@@ -4,8 +4,8 @@ The contract. Let M be the region, x the input map, y the output.
 - y(p) for p in M is the ordinary, "same"-padded, stride-1 convolution (or max pooling) at p.
 - y is zero outside M ("the values of the other region are directly set as zeros"). Every layer keeps this: batch norm
   and activations act on the pixels of M only. In a residual sum I + conv(I) the outside is therefore copied from I.
-- What a window that reaches over the border of M reads there is where the paper is silent. Two readings of it, and two that
-  later work suggests (for the study of page Why: they cost time outside M):
+- What a window that reaches over the border of M reads there is where the paper is silent (the layer that its authors released can do either, by
+  its settings). Two readings of it, and two that later work suggests (for the study of page Why: they cost time outside M):
   "zero"          neighbours outside M count as zero. The field calls this a submanifold sparse convolution.
   "dense"         neighbours outside M are read from the map that entered the stage, as long as residual sums carry it along;
                   behind any convolution the outside is zero again, so the readings differ only for a stage's first wide layer

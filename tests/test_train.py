@@ -294,6 +294,18 @@ def test_the_layout_of_training_gives_right_gradients(kernel, dilation):
     assert (found[0] - found[1]).abs().max() < 0.02 * found[0].abs().max()
 
 
+def test_from_python_as_the_readme_says(tmp_path, monkeypatch):
+    """The README's first example runs as it stands: the committed cascade, one of two stages of one's own, and a region by itself."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 80, 3)).astype(np.uint8)).save("photo.jpg")
+    example = next(part for part in (paths.ROOT / "README.md").read_text().split("```") if 'runs.trained("camvid-lite"' in part).removeprefix("python")
+    told = {}
+    exec(compile(example, "README.md", "exec"), told)
+    assert told["out"].logits[1].shape == (1, 11, 8, 10) and told["pixels"].shape == (1, 32, 8, 10)
+    computed = told["stage2"](told["pixels"]).dense()
+    assert computed.shape == (1, 64, 8, 10) and not computed.detach().permute(0, 2, 3, 1)[~told["out"].handed[1]].any()
+
+
 def test_own_data_as_the_readme_says(tmp_path, monkeypatch, capsys):
     """The README's recipe for a data set of one's own, made small: it trains on files that lie as its Spec says, and prints what it promises."""
     monkeypatch.chdir(tmp_path)

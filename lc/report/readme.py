@@ -2,14 +2,15 @@
 import pandas as pd
 
 from lc.report.tables import Evidence, methods, rho_table
-from lc.report.verdicts import answers, fastest_equal, gains, speedups
+from lc.report.verdicts import answers, gains, speedups
+from lc.report.why import account
 
 
 def block(ev: Evidence) -> str:
     """The README's numbers, as Markdown: headline, Table 2 and Table 1 (each on val and test), and where they come from."""
-    parts = ["\n\n".join(answers(ev))]
-    for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups(ev)), ("At equal accuracy", fastest_equal(ev)),
-                         ("Table 2, mIoU", methods(ev)), ("Table 1, by rho, percent", rho_table(ev))):
+    parts = [*answers(ev), f"**Why?** {account(ev)}"]
+    for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups(ev)), ("Table 2, mIoU", methods(ev)),
+                         ("Table 1, by rho, percent", rho_table(ev))):
         for frame in shown:
             columns = [" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns]
             heads = [title + f"; ours: {ev.label}" * any(ev.label in column for column in columns), *(c.replace(ev.label, "ours") for c in columns)]
@@ -18,8 +19,7 @@ def block(ev: Evidence) -> str:
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
     devices = " and ".join(dict.fromkeys(r["device"] for r in ev.trained))
     hours = sum(r.values.get("train_seconds", 0) + r["evaluate_seconds"] for r in ev.records.values()) / 3600
-    parts.append(f"Ours: {ev.label}, seed {ev.profile.seeds[0]}, {devices}; {len(ev.records)} records of {hours:.0f} hours of training and "
-                 f"evaluation by the clock in results/{ev.profile.name}/runs, "
-                 "each with its commit. Brackets: 95 % intervals from a paired bootstrap over images, of videos in blocks of ten frames; of "
-                 "speed-ups, quartiles.")
+    parts.append(f"Ours: {ev.label}, seed {ev.profile.seeds[0]}, {devices}; {len(ev.records)} records of {hours:.0f} hours of training and evaluation by "
+                 f"the clock in results/{ev.profile.name}/runs, each with its commit. Brackets: 95 % intervals from a paired bootstrap over images, "
+                 "of videos in blocks of ten frames, of means over seeds too; of speed-ups, quartiles.")
     return "\n\n".join(parts)

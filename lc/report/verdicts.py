@@ -12,7 +12,7 @@ from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_ne
                                seed_gains, selection_table, speed_files, words)
 
 SMALL = 0.5  # points of mIoU
-TIMED = {"network": "full-width network, random weights, pixel shares of Table 1", "cascade": "trained cascade",  # kind of the file: what is timed
+TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares", "cascade": "trained cascade",  # kind of the file: what is timed
          "lc-wide": "trained cascade of twice its width", "lc-full": "trained cascade of the paper's width and depth"}
 
 
