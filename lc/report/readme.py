@@ -19,7 +19,7 @@ def block(ev: Evidence) -> str:
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
     devices = " and ".join(dict.fromkeys(r["device"] for r in ev.trained))
     hours = sum(r.values.get("train_seconds", 0) + r["evaluate_seconds"] for r in ev.records.values()) / 3600
-    parts.append(f"Ours: {ev.label}, seed {ev.profile.seeds[0]}, {devices}; {len(ev.records)} records of {hours:.0f} hours of training and evaluation "
-                 f"by the clock in results/{ev.profile.name}/runs, each with its commit. Brackets: 95 % intervals from a paired bootstrap over images, "
-                 "of videos in blocks of ten frames, of means over seeds too; of speed-ups, quartiles.")
+    parts.append(f"Ours: {ev.label}, seed {ev.profile.seeds[0]}, {devices}; {len(ev.records)} records of {hours:.0f} hours of training and "
+                 f"evaluation by the clock in results/{ev.profile.name}/runs, each with its commit. Brackets: 95 % intervals from a paired bootstrap "
+                 "over images, of videos in blocks of ten frames, of means over seeds too; of speed-ups, quartiles.")
     return "\n\n".join(parts)
