@@ -160,6 +160,8 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     assert list(found.index) == ["lc-0.985: a CPU, as set", "lc-halo-4: a CPU, as set"] and list(found["equal"]) == ["no", "yes"] and found["rho"].iloc[1] == "0.995"
     assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 5:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
     assert set(found["at 0.985 (test)"]) == {"+0.00 [+0.00, +0.00]"} and found["the same (test)"].isna().all()
+    loss = verdicts.speedups(ev)[0].xs(verdicts.LOSS, axis=1, level=1)
+    assert list(loss["rho = 0.985"]) == ["+1.21", worst] and list(loss["rho = 0.8"]) == ["-5.75", worst], "what the speed-up costs, beside it"
     table = verdicts.equal_accuracy(ev)
     assert list(table.xs("lc-halo-4")["equal"]) == ["yes", "yes", *["no"] * 5] and list(table["stage 3, %"]) == [30] * 14
     for row in rows:
@@ -227,7 +229,7 @@ def test_many_settings_are_one_sentence(house, monkeypatch):
     assert [index.split(": ")[-1] for index in table.index] == ["the paper's frame rates, Titan X", "a GPU, batch 1", "a GPU, batch 16"]
     assert list(table["speed-up"]) == ["1.63x", "1.00x [0.90, 1.10]", "4.00x [3.90, 4.10]"] and list(table["ideal"])[1:] == ["3.00x"] * 2
     monkeypatch.setattr(claims, "speed_files", verdicts.speed_files)
-    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"where": kind, "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "dense_form": "folded"}]}])
+    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"where": kind, "key": "", "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "dense_form": "folded"}]}])
     assert [len(frame) for frame in verdicts.speedups(ev)] == [5]
     shapes = Evidence(profile("shapes"), {"dsn": fake_record("shapes", "dsn")})
     assert [list(frame.index) for frame in verdicts.speedups(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "cascade"), (" of twice its width", "lc-wide"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"

@@ -12,6 +12,7 @@ from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_ne
                                seed_gains, selection_table, speed_files, words)
 
 SMALL = 0.5  # points of mIoU
+LOSS = "LC - DSN, points (val)"
 TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares", "cascade": "trained cascade",  # kind of the file: what is timed
          "lc-wide": "trained cascade of twice its width", "lc-full": "trained cascade of the paper's width and depth"}
 
@@ -269,7 +270,7 @@ def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
         row, pair = part.loc[at], (name, entries[name].control or METHODS["DSN"])
         tested = {"the same (test)": row["on test"], f"at {BEST_RHO} (test)": words(gain(ev, *pair, "test"))} if "test" in ev.splits else {}
         rows[f"{name}: {where}"] = {
-            "rho": at[1], "LC - DSN, points (val)": row["less the DSN"], **tested, **row[["equal"]],
+            "rho": at[1], LOSS: row["less the DSN"], **tested, **row[["equal"]],
             "speed-up": f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]", "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]]}
     return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
 
@@ -304,15 +305,15 @@ def gains(ev: Evidence) -> list[pd.DataFrame]:
 
 
 def speedups(ev: Evidence) -> list[pd.DataFrame]:
-    """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, and the opponent, under the paper's."""
-    data = next(iter(ev.records.values()))["data"]["name"]
+    """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, the opponent, and what LC loses, under the paper's."""
+    data, found = next(iter(ev.records.values()))["data"]["name"], {}
+    miou, losses = printed("1").loc["mIoU"], equal_accuracy(ev).get("less the DSN", {})
     named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, head in TIMED.items()}
-    cells = lambda rho, *values: {(f"rho = {rho:g}", head): value for head, value in zip(("speed-up", "ideal", "dense form"), values)}
-    found = {"the paper's frame rates, Titan X": {}}
-    for rho, value in paper_speedups().items():
-        found["the paper's frame rates, Titan X"].update(cells(rho, f"{value:.2f}x", None, None))
-    for row in _speedups(ev).itertuples():
-        found.setdefault(f"{named[row.kind]}: {row.where}", {}).update(cells(
-            row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]", f"{row.ideal:.2f}x", row.dense_form))
+    rows = [("the paper's frame rates, Titan X", rho, f"{value:.2f}x", None, None, f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}")
+            for rho, value in paper_speedups().items()]
+    rows += [(f"{named[row.kind]}: {row.where}", row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]", f"{row.ideal:.2f}x",
+              row.dense_form, losses.get((CASCADES.get(row.kind), f"{row.rho:g}", row.where))) for row in _speedups(ev).itertuples()]
+    for name, rho, *values in rows:
+        found.setdefault(name, {}).update({(f"rho = {rho:g}", head): value for head, value in zip(("speed-up", "ideal", "dense form", LOSS), values)})
     parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
     return [pd.DataFrame(part).T for part in parts if len(found) > 1 and part]
