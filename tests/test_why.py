@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lc import metrics
-from lc.report import claims, readme, systems, tables, verdicts, why
+from lc.report import claims, readme, speedups, systems, tables, verdicts, why
 from lc.report.tables import Evidence, draws, profile
 from tests.conftest import fake_record
 
@@ -151,38 +151,47 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     rows = [{"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 2 * v, "computed": [1, 0.5, 0.3], "dense_form": "folded"} for rho, v in zip([None, *rhos], (1, 9, 1.3, 1.2, 1.6, 2, 2, 2, 3))]
     rows[3]["speedup"] += 0.2  # at 0.985: faster by the median, not by the lower quartile
     others = [{**row, "speedup": 7} for row in rows]
-    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "key": ev[run]["key"], "rows": timed}
+    monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "key": ev[run]["key"], "rows": timed}
                         for run, timed in {"cascade": [("lc-0.985", rows)], "lc-halo-4": [("lc-halo-4", rows), ("dsn", others)]}.get(kind, ())])
     answer, worst = verdicts.answers(ev)[2], tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], same))
-    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("begins above -0.5 points; the fastest that is (by its lower quartile), lc-halo-4 at rho = 0.995 (+0.00 [+0.00, +0.00] points), "
+    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("begins above -0.5 points. On val the fastest that is (by its lower quartile), lc-halo-4 at rho = 0.995 (+0.00 [+0.00, +0.00] points), "
             "reaches 1.30x [1.30, 1.30] over folded, where its multiply-adds allow 2.60x (a CPU, as set). The paper: 2.00x") in answer
-    found = verdicts.fastest_equal(ev)[0]
-    assert list(found.index) == ["lc-0.985: a CPU, as set", "lc-halo-4: a CPU, as set"] and list(found["equal"]) == ["no", "yes"] and found["rho"].iloc[1] == "0.995"
-    assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 5:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
-    assert set(found["at 0.985 (test)"]) == {"+0.00 [+0.00, +0.00]"} and found["the same (test)"].isna().all()
-    loss = verdicts.speedups(ev)[0].xs(verdicts.LOSS, axis=1, level=1)
+    found = speedups.fastest_equal(ev)[0]
+    assert list(found.index) == ["lc-0.985: a CPU, as set", "lc-halo-4: a CPU, as set"] and list(found["equal (val)"]) == ["no", "yes"] and found["rho"].iloc[1] == "0.995"
+    assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 4:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
+    assert set(found[speedups.LOSS["test"]]) == {"+0.00 [+0.00, +0.00] (at 0.985)"}, "not swept on test"
+    loss = speedups.table(ev)[0].xs(speedups.LOSS["val"], axis=1, level=1)
     assert list(loss["rho = 0.985"]) == ["+1.21", worst] and list(loss["rho = 0.8"]) == ["-5.75", worst], "what the speed-up costs, beside it"
-    table = verdicts.equal_accuracy(ev)
-    assert list(table.xs("lc-halo-4")["equal"]) == ["yes", "yes", *["no"] * 5] and list(table["stage 3, %"]) == [30] * 14
+    table = speedups.equal_accuracy(ev)
+    assert list(table.xs("lc-halo-4")["equal (val)"]) == ["yes", "yes", *["no"] * 5] and list(table["stage 3, %"]) == [30] * 14
     for row in rows:
         row["speedup_low"] = 1
     assert "accuracy? No.**" in verdicts.answers(ev)[2], "the lower quartile counts"
     del ev.records["dsn"]
-    assert len(verdicts.speed_answer(ev)) == 1 and verdicts.equal_accuracy(ev).empty and verdicts.fastest_equal(ev) == []
+    assert len(speedups.answer(ev)) == 1 and speedups.equal_accuracy(ev).empty and speedups.fastest_equal(ev) == []
 
 
-def test_the_rho_chosen_on_val_is_told_on_test(house, monkeypatch):
-    """Where a record has its sweep on test, too: the difference there, at the rho that val chose, in the table and in the sentence."""
-    ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
-    lc, same = ev["lc-0.985"], ev["dsn"].arrays["confusions_val"]
-    worse = ev["dsn"].arrays["confusions_test"] + 10 * np.roll(np.eye(3, dtype=int), 1, axis=1)
+def test_equal_accuracy_on_test_and_over_seeds(house, monkeypatch):
+    """By the same rule on test, where a record is swept there; of more seeds the mean, whose interval draws seeds: one that loses makes it unequal."""
+    ev = evidence("camvid-lite", initial=0, irnet=0, dsn=0, lc_0p985=0, dsn_wide=0, lc_wide_features=0)
+    lc, (val, test) = ev["lc-wide-features"], (ev["dsn-wide"].arrays[f"confusions_{split}"] for split in ("val", "test"))
+    worse = lambda counts: counts + 10 * np.roll(np.eye(3, dtype=int), 1, axis=1)
     lc.values["sweep"] = [{"rho": rho, "miou": 0.5} for rho in (0.995, 0.8)]
-    lc.arrays.update(sweep_confusions=np.stack([same, same]), sweep_confusions_test=np.stack([worse, ev["dsn"].arrays["confusions_test"]]))
-    rows = [{"rho": rho, "speedup": 2, "speedup_low": low, "speedup_high": 2, "ideal": 3, "computed": [1, 0.5, 0.3], "dense_form": "OpenVINO"} for rho, low in ((0.995, 2), (0.8, 1))]
-    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": lc["key"], "rows": rows}] if kind == "cascade" else [])
-    told = tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], "confusions_test"))
-    assert told.startswith("-") and list(verdicts.fastest_equal(ev)[0]["the same (test)"]) == [told]
-    assert f"lc-0.985 at rho = 0.995 (+0.00 [+0.00, +0.00] points; on test {told}), reaches" in verdicts._equal_accuracy(ev)[0]
+    lc.arrays.update(sweep_confusions=np.stack([worse(val), worse(val)]), sweep_confusions_test=np.stack([test, worse(test)]))
+    rows = [{"rho": rho, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "computed": [1, 0.5, 0.3], "dense_form": "OpenVINO"} for rho in (0.995, 0.8)]
+    monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": lc["key"], "rows": rows}] if kind == "lc-wide-features" else [])
+    said = speedups._equal(ev)[0]
+    assert "No on val and yes on test.**" in said and "On val none is. On test the fastest that is (by its lower quartile), lc-wide-features at rho = 0.995 (+0.00 [+0.00, +0.00] points), reaches" in said
+    shown = speedups.fastest_equal(ev)[0].iloc[0]
+    assert shown["equal (val)"] == "no" and shown[speedups.LOSS["test"]] == "+0.00 [+0.00, +0.00]" and shown[speedups.LOSS["val"]].startswith("-")
+    for name, like in (("dsn-wide-seed-1", ev["dsn-wide"]), ("lc-wide-features-seed-1", lc)):
+        ev.records[name] = fake_record("camvid-lite", name)
+        ev.records[name].arrays.update(like.arrays)
+    lost = tables.words(draws(lc, worse(test)) - draws(lc, test))
+    lc.arrays["sweep_confusions_test"] = np.stack([worse(test)] * 2)
+    assert ev["lc-wide-features-seed-1"].arrays["sweep_confusions_test"] is not lc.arrays["sweep_confusions_test"]
+    mean = speedups.equal_accuracy(ev)[speedups.LOSS["test"]].iloc[0]
+    assert float(mean.split()[0]) == pytest.approx(float(lost.split()[0]) / 2, abs=0.01) and "No.**" in speedups._equal(ev)[0]
 
 
 def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
@@ -191,13 +200,13 @@ def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
     for name in ("lc-0.985", "lc-wide"):
         ev[name].values["sweep"], ev[name].arrays["sweep_confusions"] = [{"rho": 0.8, "miou": 0.5}], ev["dsn-wide"].arrays["confusions_val"][None]
     rows = [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "computed": [1, 0.5, 0.3], "dense_form": "OpenVINO"}]
-    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": ev[{"cascade": "lc-0.985"}.get(kind, kind)]["key"], "rows": rows}]
+    monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": ev[{"cascade": "lc-0.985"}.get(kind, kind)]["key"], "rows": rows}]
                         if kind in ("cascade", "lc-wide") else [])
-    table = verdicts.equal_accuracy(ev)
-    assert dict(zip(table.index.get_level_values(0), table["equal"])) == {"lc-0.985": "no", "lc-wide": "yes"} and set(table["dense form"]) == {"OpenVINO"}
-    assert "Yes.**" in verdicts._equal_accuracy(ev)[0] and "lc-wide at rho = 0.8" in verdicts._equal_accuracy(ev)[0]
+    table = speedups.equal_accuracy(ev)
+    assert dict(zip(table.index.get_level_values(0), table["equal (val)"])) == {"lc-0.985": "no", "lc-wide": "yes"} and set(table["dense form"]) == {"OpenVINO"}
+    assert "Yes.**" in speedups._equal(ev)[0] and "lc-wide at rho = 0.8" in speedups._equal(ev)[0]
     ev["lc-wide"].values["sweep"] = []
-    assert "No.**" in verdicts._equal_accuracy(ev)[0] and "-0.5 points; none is. The paper" in verdicts._equal_accuracy(ev)[0]
+    assert "No.**" in speedups._equal(ev)[0] and "-0.5 points. On val none is. The paper" in speedups._equal(ev)[0]
 
 
 @pytest.mark.parametrize("full, small, word, counts", [
@@ -206,33 +215,33 @@ def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
 def test_the_answer_on_speed(house, monkeypatch, full, small, word, counts):
     """Yes only where every row reaches the paper's factor, No where none gained; the factors as spans over the networks."""
     rows = {"network": full, "cascade": small}
-    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "that CPU", "where": "that CPU, as set", "rows": [
+    monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "that CPU", "where": "that CPU, as set", "rows": [
         {"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 3} for rho, v in zip((0.985, 0.8), rows[kind])]}] if kind in rows else [])
-    monkeypatch.setattr(verdicts, "_equal_accuracy", lambda ev: [])
+    monkeypatch.setattr(speedups, "_equal", lambda ev: [])
     answer = verdicts.answers(evidence(initial=0, irnet=0, dsn=0, lc_0p985=0))[1]
     assert answer.startswith(f"**Did the speed gain hold? {word}**") and re.findall(r"in (\d)(?: of 4|: \d)", answer) == [str(n) for n in counts]
-    assert verdicts.speed_answer(Evidence(profile("smoke"), {})) == [], "a smoke run gives no verdict"
+    assert speedups.answer(Evidence(profile("smoke"), {})) == [], "a smoke run gives no verdict"
     spans = [" to ".join(f"{x:.2f}x" for x in sorted({*pair})) for pair in zip(full, small)]
     assert f": {spans[0]} at rho = 0.985, {spans[1]} at rho = 0.8." in answer
 
 
 def test_many_settings_are_one_sentence(house, monkeypatch):
     """Spans over the settings of a device, and in how many of them the network is faster; the table has a row for each; a claim needs all of them."""
-    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"device": "a GPU", "where": f"a GPU, batch {batch}", "rows": [
+    monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a GPU", "where": f"a GPU, batch {batch}", "rows": [
         {"rho": rho, "speedup": v, "speedup_low": v - 0.1, "speedup_high": v + 0.1, "ideal": 3, "dense_form": "folded"}
         for rho, v in ((0.985, 0.8 + 0.2 * batch), (0.8, 2.0))]} for batch in (1, 16) if kind == "network"])
     ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
     assert verdicts.answers(ev)[1].startswith(
         "**Did the speed gain hold? In part.** Over the fastest dense form LC is faster in 3 of 4 timings (lower quartile above 1) and reaches the paper's "
         "factor (Titan X, by its frame rates: 1.63x and 2.62x) in 1: 1.00x to 4.00x at rho = 0.985, 2.00x at rho = 0.8.")
-    table = verdicts.speedups(ev)[0]["rho = 0.985"]
+    table = speedups.table(ev)[0]["rho = 0.985"]
     assert [index.split(": ")[-1] for index in table.index] == ["the paper's frame rates, Titan X", "a GPU, batch 1", "a GPU, batch 16"]
     assert list(table["speed-up"]) == ["1.63x", "1.00x [0.90, 1.10]", "4.00x [3.90, 4.10]"] and list(table["ideal"])[1:] == ["3.00x"] * 2
-    monkeypatch.setattr(claims, "speed_files", verdicts.speed_files)
-    monkeypatch.setattr(verdicts, "speed_files", lambda kind, *_: [{"where": kind, "key": "", "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "dense_form": "folded"}]}])
-    assert [len(frame) for frame in verdicts.speedups(ev)] == [5]
+    monkeypatch.setattr(claims, "speed_files", speedups.speed_files)
+    monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"where": kind, "key": "", "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "dense_form": "folded"}]}])
+    assert [len(frame) for frame in speedups.table(ev)] == [5]
     shapes = Evidence(profile("shapes"), {"dsn": fake_record("shapes", "dsn")})
-    assert [list(frame.index) for frame in verdicts.speedups(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "cascade"), (" of twice its width", "lc-wide"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
+    assert [list(frame.index) for frame in speedups.table(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "cascade"), (" of twice its width", "lc-wide"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
     assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
     monkeypatch.setattr(claims, "speed_files", lambda _: [])
     assert claims._fact("speed", "0.985", None) == ("open", "not run")

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from lc import paths
-from lc.report import audit, verdicts
+from lc.report import audit, speedups, verdicts
 from lc.networks import build
 from lc.paper import columns, published
 from lc.records import Record
@@ -192,7 +192,7 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
             said = ", ".join(f"{name} {v:.0f} ms" for name, v in ms.items())
             return _grade(ms.is_monotonic_decreasing and ms.is_unique, ms.iloc[-1] < ms.max()), f"{said}, full width, 300x500"
         case "speed":
-            paper = verdicts.paper_speedups()[float(on)]
+            paper = speedups.paper_speedups()[float(on)]
             rows = [{**row, "where": bench["where"]} for bench in speed_files("network") for row in bench["rows"] if row["rho"] == float(on)]
             if not rows:
                 return "open", "not run"

@@ -1,15 +1,16 @@
 """The README's numbers: what `python -m lc table readme` writes."""
 import pandas as pd
 
+from lc.report import speedups
 from lc.report.tables import Evidence, methods, rho_table
-from lc.report.verdicts import answers, gains, speedups
+from lc.report.verdicts import answers, gains
 from lc.report.why import account
 
 
 def block(ev: Evidence) -> str:
     """The README's numbers, as Markdown: headline, Table 2 and Table 1 (each on val and test), and where they come from."""
     parts = [*answers(ev), f"**Why?** {account(ev)}"]
-    for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups(ev)), ("Table 2, mIoU", methods(ev)),
+    for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups.table(ev)), ("Table 2, mIoU", methods(ev)),
                          ("Table 1, by rho, percent", rho_table(ev))):
         for frame in shown:
             columns = [" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns]

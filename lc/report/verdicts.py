@@ -5,16 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from lc.experiments import BEST_RHO, CASCADES, catalogue
 from lc.paper import published
+from lc.report.speedups import SMALL, answer
 from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_near, decided_shares, difference_printed, difficulty_shares, draws,
                                gain, interval, label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs,
-                               seed_gains, selection_table, speed_files, words)
-
-SMALL = 0.5  # points of mIoU
-LOSS = "LC - DSN, points (val)"
-TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares", "cascade": "trained cascade",  # kind of the file: what is timed
-         "lc-wide": "trained cascade of twice its width", "lc-full": "trained cascade of the paper's width and depth"}
+                               seed_gains, selection_table, words)
 
 
 @dataclass(frozen=True)
@@ -154,12 +149,6 @@ def selection_verdicts(ev: Evidence) -> list[str]:
             f"{oracle['to stage 3']:.0f} % to stage 3."]
 
 
-def paper_speedups() -> dict[float, float]:
-    """The paper's speed-ups over its dense network, by rho."""
-    fps = printed("3")["FPS"] / published("text", "inception-resnet-speed").value
-    return {0.985: fps["LC"], 0.8: fps["LC (fast)"]}
-
-
 def answers(ev: Evidence) -> list[str]:
     """The first page in sentences: did the accuracy gain hold, did the speed gain, is there one at equal accuracy, and how far does this reach."""
     if ev.profile.tier == "smoke" or not {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(ev.records):
@@ -174,7 +163,7 @@ def answers(ev: Evidence) -> list[str]:
         parts.append(f"LC - {other}{of}: {', '.join(f'{d.short} ({d.split})' for d in found)}; paper: {claimed:+.2f}")
     short = {"reproduced": "Yes", "in part": "In direction, not in size", "not": "No, LC is less accurate here", "not shown": "Not shown"}
     word = short[kinds.pop()] if len(kinds) == 1 else "Not throughout"
-    return [f"**Did the accuracy gain hold? {word}.** {ev.label}. {'. '.join(parts)}. {_order(ev)}", *speed_answer(ev), _scope(ev)]
+    return [f"**Did the accuracy gain hold? {word}.** {ev.label}. {'. '.join(parts)}. {_order(ev)}", *answer(ev), _scope(ev)]
 
 
 def _order(ev: Evidence) -> str:
@@ -193,86 +182,6 @@ def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
     scores = (table[split] if mean.isna().any() else mean).dropna().sort_values(ascending=False, kind="stable")
     steps = [difference(ev, METHODS[a], METHODS[b], split, seeds=scores.name != split) for a, b in pairwise(scores.index)]
     return scores.index[0] + "".join(f" {'>' if step.low > 0 else '~'} {name}" for step, name in zip(steps, scores.index[1:])) + f" ({scores.name})"
-
-
-def _speedups(ev: Evidence) -> pd.DataFrame:
-    """Every measured speed-up of LC at the paper's two rho: a row for each kind of TIMED, device, setting and rho."""
-    return pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in TIMED
-                         for bench in speed_files(kind, "" if kind == "network" else ev.profile.name)
-                         for row in bench["rows"] if row["rho"] in paper_speedups()])
-
-
-def speed_answer(ev: Evidence) -> list[str]:
-    """Whether the paper's two factors held, and what equal accuracy leaves of them, as sentences; none without a timing, nor of a smoke run."""
-    timed = _speedups(ev)
-    if timed.empty or ev.profile.tier == "smoke":
-        return []
-    faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
-    spans = ", ".join(f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}"
-                      for rho, at in timed.groupby("rho", sort=False)["speedup"])
-    word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
-    factors = " and ".join(f"{value:.2f}x" for value in paper_speedups().values())
-    return [f"**Did the speed gain hold? {word}.** Over the fastest dense form LC is faster in {faster.sum()} of {len(timed)} timings (lower "
-            f"quartile above 1) and reaches the paper's factor (Titan X, by its frame rates: {factors}) in {reached.sum()}: {spans}.",
-            *_equal_accuracy(ev)]
-
-
-def equal_accuracy(ev: Evidence) -> pd.DataFrame:
-    """Each timed cascade (lc.experiments.CASCADES) at each rho below 1 on val: mIoU, that of the DSN with the same images and width, the
-    difference in points, whether it is `equal` (the whole interval above -SMALL), cells that stages 2 and 3 compute, the speed-up over its dense
-    form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
-    rows, entries = {}, catalogue(ev.profile.name)
-    for kind, name in CASCADES.items() if ev.profile.tier != "smoke" else ():
-        control = (entries[name].control or METHODS["DSN"]) if name in entries else ""
-        if not {name, control} <= set(ev.records) or not ev[name]["sweep"]:
-            continue
-        dsn, tested = draws(ev[control], "confusions_val"), ev[name].arrays.get("sweep_confusions_test")
-        for bench in (bench for bench in speed_files(kind, ev.profile.name) if bench["key"] == ev[name]["key"]):
-            timed = {row["rho"]: row for row in bench["rows"]}
-            for i, (at, counts) in enumerate(zip(ev[name]["sweep"], ev[name].arrays["sweep_confusions"])):
-                if at["rho"] == 1 or at["rho"] not in timed:
-                    continue
-                row, apart = timed[at["rho"]], draws(ev[name], counts) - dsn
-                rows[name, f"{at['rho']:g}", bench["where"]] = {
-                    "mIoU": 100 * at["miou"], "DSN": dsn[0], "less the DSN": words(apart), "equal": "yes" if interval(apart)[1] > -SMALL else "no",
-                    "on test": None if tested is None else words(draws(ev[name], tested[i]) - draws(ev[control], "confusions_test")),
-                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)},
-                    "dense form": row["dense_form"],
-                    **dict(zip(("speed-up", "lower", "upper", "ideal"), (row[key] for key in ("speedup", "speedup_low", "speedup_high", "ideal"))))}
-    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["cascade", "rho", "where"]))
-
-
-def _equal_accuracy(ev: Evidence) -> list[str]:
-    """The greatest speed-up (by its lower quartile) among the rows of `equal_accuracy` that are equal, and the paper's, as a sentence; none
-    without a timing."""
-    table, miou = equal_accuracy(ev), printed("1").loc["mIoU"]
-    if table.empty:
-        return []
-    same, fps = table[table["equal"] == "yes"], [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
-    best = "none is"
-    if len(same):
-        (name, rho, where), row = same["lower"].idxmax(), same.loc[same["lower"].idxmax()]
-        tested = f"; on test {row['on test']}" if pd.notna(row["on test"]) else ""
-        best = (f"the fastest that is (by its lower quartile), {name} at rho = {rho} ({row['less the DSN']} points{tested}), reaches "
-                f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}] over {row['dense form']}, where its multiply-adds allow "
-                f"{row['ideal']:.2f}x ({where})")
-    return [f"**Is there a gain at equal accuracy? {'Yes' if (same['lower'] > 1).any() else 'No'}.** Equal: at a rho below 1 the interval of LC "
-            f"less the DSN with the same images and width, on val, begins above -{SMALL:g} points; {best}. The paper: "
-            f"{fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
-
-
-def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
-    """Of each cascade in `equal_accuracy`, by setting: the fastest row that is equal, else the one that comes nearest to its DSN, and on test."""
-    table, rows, entries = equal_accuracy(ev), {}, catalogue(ev.profile.name)
-    for (name, where), part in table.groupby(level=[0, 2], sort=False):
-        same = part[part["equal"] == "yes"]
-        at = same["lower"].idxmax() if len(same) else (part["mIoU"] - part["DSN"]).idxmax()
-        row, pair = part.loc[at], (name, entries[name].control or METHODS["DSN"])
-        tested = {"the same (test)": row["on test"], f"at {BEST_RHO} (test)": words(gain(ev, *pair, "test"))} if "test" in ev.splits else {}
-        rows[f"{name}: {where}"] = {
-            "rho": at[1], LOSS: row["less the DSN"], **tested, **row[["equal"]],
-            "speed-up": f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]", "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]]}
-    return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
 
 
 def _scope(ev: Evidence) -> str:
@@ -302,18 +211,3 @@ def gains(ev: Evidence) -> list[pd.DataFrame]:
             ours[f"{head}, mean of {seeds} seeds ({each})"] = {split: words(over_seeds(found)) for split, found in drawn.items()}
     rows = pd.DataFrame({"VOC12 val": paper}).reindex([*ours])
     return paper_and_ours(rows, pd.DataFrame(ours).T, ev)
-
-
-def speedups(ev: Evidence) -> list[pd.DataFrame]:
-    """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, the opponent, and what LC loses, under the paper's."""
-    data, found = next(iter(ev.records.values()))["data"]["name"], {}
-    miou, losses = printed("1").loc["mIoU"], equal_accuracy(ev).get("less the DSN", {})
-    named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, head in TIMED.items()}
-    rows = [("the paper's frame rates, Titan X", rho, f"{value:.2f}x", None, None, f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}")
-            for rho, value in paper_speedups().items()]
-    rows += [(f"{named[row.kind]}: {row.where}", row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]", f"{row.ideal:.2f}x",
-              row.dense_form, losses.get((CASCADES.get(row.kind), f"{row.rho:g}", row.where))) for row in _speedups(ev).itertuples()]
-    for name, rho, *values in rows:
-        found.setdefault(name, {}).update({(f"rho = {rho:g}", head): value for head, value in zip(("speed-up", "ideal", "dense form", LOSS), values)})
-    parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
-    return [pd.DataFrame(part).T for part in parts if len(found) > 1 and part]

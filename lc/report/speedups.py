@@ -1,0 +1,132 @@
+"""Timings -> how much faster LC is than the fastest dense form, what it loses there, and whether anything is left at equal accuracy."""
+import numpy as np
+import pandas as pd
+
+from lc.experiments import BEST_RHO, CASCADES, catalogue
+from lc.paper import published
+from lc.report.tables import METHODS, Evidence, draws, gain, interval, of_seeds, over_seeds, printed, speed_files, words
+
+SMALL = 0.5  # points of mIoU
+LOSS = {split: f"LC - DSN, points ({split})" for split in ("val", "test")}
+TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares", "cascade": "trained cascade",  # kind of the file: what is timed
+         "lc-wide": "trained cascade of twice its width", "lc-full": "trained cascade of the paper's width and depth"}
+
+
+def paper_speedups() -> dict[float, float]:
+    """The paper's speed-ups over its dense network, by rho."""
+    fps = printed("3")["FPS"] / published("text", "inception-resnet-speed").value
+    return {0.985: fps["LC"], 0.8: fps["LC (fast)"]}
+
+
+def _timings(ev: Evidence) -> pd.DataFrame:
+    """Every measured speed-up of LC at the paper's two rho: a row for each kind of TIMED, device, setting and rho."""
+    return pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in TIMED
+                         for bench in speed_files(kind, "" if kind == "network" else ev.profile.name)
+                         for row in bench["rows"] if row["rho"] in paper_speedups()])
+
+
+def answer(ev: Evidence) -> list[str]:
+    """Whether the paper's two factors held, and what equal accuracy leaves of them, as sentences; none without a timing, nor of a smoke run."""
+    timed = _timings(ev)
+    if timed.empty or ev.profile.tier == "smoke":
+        return []
+    faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
+    spans = ", ".join(f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g}"
+                      for rho, at in timed.groupby("rho", sort=False)["speedup"])
+    word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
+    factors = " and ".join(f"{value:.2f}x" for value in paper_speedups().values())
+    return [f"**Did the speed gain hold? {word}.** Over the fastest dense form LC is faster in {faster.sum()} of {len(timed)} timings (lower "
+            f"quartile above 1) and reaches the paper's factor (Titan X, by its frame rates: {factors}) in {reached.sum()}: {spans}.",
+            *_equal(ev)]
+
+
+def _apart(ev: Evidence, name: str, control: str, split: str, i: int) -> np.ndarray | None:
+    """Draws of the mIoU of a cascade at the i-th rho of its sweep less its control's, in points: the mean over seeds, where others are here. None
+    where it is not swept on that split."""
+    counts = "sweep_confusions" + ("" if split == "val" else f"_{split}")
+    pairs = [(a, b) for a, b in zip(of_seeds(ev, name), of_seeds(ev, control)) if {a, b} <= set(ev.records) and counts in ev[a].arrays]
+    drawn = [draws(ev[a], ev[a].arrays[counts][i]) - draws(ev[b], f"confusions_{split}") for a, b in pairs]
+    return over_seeds(drawn) if drawn and pairs[0][0] == name else None
+
+
+def equal_accuracy(ev: Evidence) -> pd.DataFrame:
+    """Each timed cascade (lc.experiments.CASCADES) at each rho below 1: mIoU on val; on each split the difference in points to the DSN with the same
+    images and width, of all its seeds, and whether it is `equal` (the whole interval above -SMALL); cells that stages 2 and 3 compute, the speed-up
+    over its dense form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
+    rows, entries = {}, catalogue(ev.profile.name)
+    for kind, name in CASCADES.items() if ev.profile.tier != "smoke" else ():
+        control = (entries[name].control or METHODS["DSN"]) if name in entries else ""
+        timings = speed_files(kind, ev.profile.name) if {name, control} <= set(ev.records) else ()
+        for bench in (bench for bench in timings if bench["key"] == ev[name]["key"]):
+            timed = {row["rho"]: row for row in bench["rows"]}
+            for i, at in enumerate(ev[name]["sweep"]):
+                if at["rho"] == 1 or at["rho"] not in timed:
+                    continue
+                row, apart = timed[at["rho"]], {split: _apart(ev, name, control, split, i) for split in ev.splits}
+                said = {split: (None, None) if drawn is None else (words(drawn), "yes" if interval(drawn)[1] > -SMALL else "no")
+                        for split, drawn in apart.items()}
+                rows[name, f"{at['rho']:g}", bench["where"]] = {
+                    "mIoU": 100 * at["miou"], "points": apart["val"][0], **{LOSS[split]: loss for split, (loss, _) in said.items()},
+                    **{f"equal ({split})": equal for split, (_, equal) in said.items()},
+                    **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)},
+                    "speed-up": row["speedup"], "lower": row["speedup_low"], "upper": row["speedup_high"], "ideal": row["ideal"],
+                    "dense form": row["dense_form"]}
+    return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["cascade", "rho", "where"]))
+
+
+def _spelt(row: pd.Series) -> str:
+    """A speed-up of `equal_accuracy` with its quartiles."""
+    return f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]"
+
+
+def _equal(ev: Evidence) -> list[str]:
+    """The greatest speed-up (by its lower quartile) among the rows of `equal_accuracy` that are equal, on each split, and the paper's, as a sentence;
+    none without a timing."""
+    table, miou, found, parts = equal_accuracy(ev), printed("1").loc["mIoU"], {}, []
+    if table.empty:
+        return []
+    for split in (split for split in ev.splits if table[f"equal ({split})"].notna().any()):
+        same, best = table[table[f"equal ({split})"] == "yes"], "none is"
+        if len(same):
+            (name, rho, where), row = same["lower"].idxmax(), same.loc[same["lower"].idxmax()]
+            best = (f"the fastest that is (by its lower quartile), {name} at rho = {rho} ({row[LOSS[split]]} points), reaches {_spelt(row)} over "
+                    f"{row['dense form']}, where its multiply-adds allow {row['ideal']:.2f}x ({where})")
+        found[split] = "yes" if (same["lower"] > 1).any() else "no"
+        parts.append(f"On {split} {best}.")
+    word = " and ".join(f"{said} on {split}" for split, said in found.items()) if len({*found.values()}) > 1 else found["val"]
+    fps = [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
+    return [f"**Is there a gain at equal accuracy? {word.capitalize()}.** Equal: at a rho below 1 the interval of LC less the DSN with the same "
+            f"images and width begins above -{SMALL:g} points. {' '.join(parts)} The paper: {fps[0] / fps[1]:.2f}x at rho = 0.95 "
+            f"({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
+
+
+def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
+    """Of each cascade in `equal_accuracy`, by setting: the fastest row that is equal on val, else the one that comes nearest to its DSN; and on test,
+    at the rho of its training where it is not swept there."""
+    table, rows, entries = equal_accuracy(ev), {}, catalogue(ev.profile.name)
+    for (name, where), part in table.groupby(level=[0, 2], sort=False):
+        same = part[part["equal (val)"] == "yes"]
+        at = same["lower"].idxmax() if len(same) else part["points"].idxmax()
+        row, shown = part.loc[at], {LOSS[split]: part.loc[at, LOSS[split]] for split in ev.splits}
+        if pd.isna(shown.get(LOSS["test"], "")):
+            shown[LOSS["test"]] = f"{words(gain(ev, name, entries[name].control or METHODS['DSN'], 'test'))} (at {BEST_RHO})"
+        rows[f"{name}: {where}"] = {"rho": at[1], **shown, **row[["equal (val)"]],
+                                    "speed-up": _spelt(row), "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]]}
+    return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
+
+
+def table(ev: Evidence) -> list[pd.DataFrame]:
+    """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, the opponent, and what LC loses, under the paper's."""
+    data, found = next(iter(ev.records.values()))["data"]["name"], {}
+    miou, losses = printed("1").loc["mIoU"], equal_accuracy(ev).get(LOSS["val"], {})
+    named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, head in TIMED.items()}
+    rows = [("the paper's frame rates, Titan X", rho, f"{value:.2f}x", None, None, f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}")
+            for rho, value in paper_speedups().items()]
+    rows += [(f"{named[row.kind]}: {row.where}", row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
+              f"{row.ideal:.2f}x", row.dense_form, losses.get((CASCADES.get(row.kind), f"{row.rho:g}", row.where)))
+             for row in _timings(ev).itertuples()]
+    heads = ("speed-up", "ideal", "dense form", LOSS["val"])
+    for name, rho, *values in rows:
+        found.setdefault(name, {}).update({(f"rho = {rho:g}", head): value for head, value in zip(heads, values)})
+    parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
+    return [pd.DataFrame(part).T for part in parts if len(found) > 1 and part]
