@@ -2,6 +2,7 @@
 import ast
 import json
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import tomllib
 import pytest
 
 from lc import paths
+from lc.__main__ import main
 
 ROOT = paths.ROOT
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
@@ -19,6 +21,7 @@ TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, tex
 def test_versions_agree():
     """environment.yml repeats pyproject's list; the lock holds every pinned version, with hashes and no registry's address."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert pkgutil.resolve_name(project["scripts"]["lc"]) is main, "the command `lc`"
     conda = re.findall(r"^      - (\S.*)$", (ROOT / "environment.yml").read_text(), re.M)
     assert conda == project["dependencies"]
     lock = (ROOT / "requirements.lock").read_text()
