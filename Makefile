@@ -1,5 +1,5 @@
 # Deep Layer Cascade. `make help` lists the targets; settings are given as NAME=value.
-#   PROFILE   data set, network and budget (default: voc12 with a GPU, shapes without)
+#   PROFILE   data set, network and budget (default: voc12 with a GPU of 24 GB, else shapes)
 #   LC_DATA   folder that holds the data sets (default: data)
 #   PYTHON    the Python that .venv is made from, 3.11 to 3.13 (default: python3)
 SHELL := /bin/sh

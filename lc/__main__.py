@@ -19,7 +19,7 @@ BENCH = {"images": (["cascade"], "validation images of a round (default: 10)"), 
          "reading": (["network"], "what windows read outside a region, on a CPU (default: zeros)"),
          "chain": (["region"], "blocks on one region (default: as many as IRNet has, 10 of IRNet-B and 5 of IRNet-C)"),
          "experiment": (["cascade"], f"the trained cascade (default: lc-{experiments.BEST_RHO})"),
-         "profile": (["cascade", "loader", "systems"], "whose data and runs (default: voc12 with a GPU, shapes without)"),
+         "profile": (["cascade", "loader", "systems"], "whose data and runs (default: voc12 with a GPU of 24 GB, else shapes)"),
          "data": (["cascade", "loader"], "folder of the data sets (default: $LC_DATA, else data/)"),
          "processes": ([*POOLED], "processes whose medians are taken (default: 5; with a GPU 1)")}
 NUMBERS = ("<!-- numbers: written by `python -m lc table readme` -->", "<!-- end of numbers -->")
@@ -248,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(call.__name__.rstrip("_"), help=call.__doc__.split("\n")[0], description=call.__doc__)
         sub.set_defaults(call=call)
         workers = min(16, machine.threads() - 1) if experiments.shutil.which("nvidia-smi") else 0
-        usual = {predict: SHOWN, video: SHOWN, table: SHOWN, list_: "all", export: "the format's"}.get(call, "voc12 with a GPU, shapes without")
+        usual = {predict: SHOWN, video: SHOWN, table: SHOWN, list_: "all", export: "the format's"}.get(call, "voc12 with a GPU of 24 GB, else shapes")
         shared = {"profile": dict(help=f"one of {', '.join(experiments.PROFILES)} (default: {usual})"),
                   "data": dict(help="folder of the data sets (default: $LC_DATA, else data/)"),
                   "device": dict(default="auto", help="auto, cpu, cuda or cuda:N"),

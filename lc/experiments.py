@@ -19,6 +19,7 @@ EVERYWHERE = 10_000  # a halo, in cells, that covers any image
 SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet (pooling indices)", "deeplab": "DeepLab (VGG16, large field of view)",
            "deeplab-v2": "DeepLab-v2 (ResNet-101, ASPP)", "dilation": "Dilation (front end, context module)",
            "crf-rnn": "CRF-RNN (FCN-8s, mean field)"}
+LEAST = 22_000  # MiB of a GPU on which voc12 is chosen without being asked for
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
 LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of larger runs: name behind lc-large, lc-wide; change
@@ -102,14 +103,17 @@ def profile(name: str) -> Profile:
 
 
 def chosen_profile(asked: str | None = None) -> tuple[str, str]:
-    """(name, reason): the one asked for; without one voc12 on a machine with a GPU, shapes elsewhere."""
+    """(name, reason): the one asked for; without one voc12 on a machine with a GPU that is large enough, shapes elsewhere."""
     if asked:
         return asked, "asked for"
-    smi = shutil.which("nvidia-smi")
-    gpus = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.strip() if smi else ""
-    if gpus:
-        return "voc12", f"a GPU is here ({gpus.splitlines()[0].split(' (UUID')[0]})"
-    return "shapes", "no GPU is here (nvidia-smi lists none)"
+    query = [shutil.which("nvidia-smi"), "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    found = query[0] and subprocess.run(query, capture_output=True, text=True)
+    if not found or found.returncode or not found.stdout.strip():  # its errors are on stdout, too
+        return "shapes", "no GPU is here (nvidia-smi lists none)"
+    name, _, memory = found.stdout.splitlines()[0].rpartition(", ")
+    if memory.isdigit() and int(memory) < LEAST:
+        return "shapes", f"the GPU here ({name}) has {memory} MiB, voc12 is made for {PROFILES['voc12'].made_for}; PROFILE=voc12 tries it"
+    return "voc12", f"a GPU is here ({name})"
 
 
 def catalogue(name: str) -> dict[str, Experiment]:

@@ -37,14 +37,17 @@ def test_plan_and_list_need_no_packages():
 
 
 def test_default_profile_says_why(monkeypatch):
-    """Without a GPU: shapes; with one: voc12; the reason is named."""
+    """Without a GPU, or with one that is too small or cannot be reached: shapes; with a large one: voc12; the reason is named."""
     from lc import experiments
     monkeypatch.setattr(experiments.shutil, "which", lambda name: None)
     assert experiments.chosen_profile("smoke") == ("smoke", "asked for")
     assert experiments.chosen_profile() == ("shapes", "no GPU is here (nvidia-smi lists none)")
     monkeypatch.setattr(experiments.shutil, "which", lambda name: "nvidia-smi")
-    monkeypatch.setattr(experiments.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, "GPU 0: NVIDIA H200 (UUID: x)\n"))
-    assert experiments.chosen_profile() == ("voc12", "a GPU is here (GPU 0: NVIDIA H200)")
+    for code, said, chosen in ((0, "NVIDIA H200, 143771\nNVIDIA H200, 143771\n", ("voc12", "a GPU is here (NVIDIA H200)")), (0, "NVIDIA GB10, [N/A]\n", ("voc12", "a GPU is here (NVIDIA GB10)")),
+                               (0, "RTX 3060, 12288\n", ("shapes", "the GPU here (RTX 3060) has 12288 MiB, voc12 is made for one GPU of 24 GB or more; PROFILE=voc12 tries it")),
+                               (9, "NVIDIA-SMI has failed\n", ("shapes", "no GPU is here (nvidia-smi lists none)")), (0, "\n", ("shapes", "no GPU is here (nvidia-smi lists none)"))):
+        monkeypatch.setattr(experiments.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, code, said))
+        assert experiments.chosen_profile() == chosen
 
 
 def test_readme_numbers_are_of_the_committed_profile(monkeypatch):
