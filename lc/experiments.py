@@ -198,16 +198,15 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 
 def _larger(p: Profile) -> list[Experiment]:
-    """DSN and LC on images of their own size, with twice the channels, and with the paper's network, where the profile shrinks them; and without
-    what else it does to train from random weights."""
+    """DSN and LC on images of their own size, with twice the channels, and with the paper's network, where the profile shrinks them; and with
+    all pixels weighing the same."""
     initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
     smaller, full = p.data.name != "shapes" and p.model.width < 1, PROFILES["camvid"]
     changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
                ("wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width)), LARGER, {}),
                ("full", "the paper's network", replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)),
                 {"": {}, "-halo-2": {"halo": 2}}, {"epochs": FULL[1], "lr": full.cascade_lr}),
-               ("unbalanced", "all pixels weigh the same", replace(initial, train=replace(p.train, balance="none")), {"": {}}, {}),
-               ("unaveraged", "the last weights, not their average", replace(initial, train=replace(p.train, ema=0.0)), {"": {}}, {})]
+               ("unbalanced", "all pixels weigh the same", replace(initial, train=replace(p.train, balance="none")), {"": {}}, {})]
     return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
 
 

@@ -192,4 +192,4 @@ def test_larger_runs_where_there_is_something_to_enlarge():
     assert [entry.run.phases[0].lr for entry in (initial, dsn, lc)] == [full.lr, full.cascade_lr, full.cascade_lr] and lc.run.start == dsn.run.start == initial.run
     assert lc.run.model == full.model and (dsn.run.rho, lc.run.rho) == (1.0, 0.985) and lc.control == dsn.name == "dsn-full"
     for row in ("initial", "dsn", "lc"):
-        assert (entries[f"{row}-unbalanced"].run.train.balance, entries[f"{row}-unaveraged"].run.train.ema) == ("none", 0)
+        assert entries[f"{row}-unbalanced"].run.train.balance == "none" != lite.train.balance

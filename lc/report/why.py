@@ -26,13 +26,12 @@ CAUSES = {**{name: f"context missing at region borders ({k} cell{'s' * (k > 1)} 
           "lc-large": "small images (twice the sides instead)", "lc-wide": "a narrow network (twice the width instead)",
           "lc-full": f"a small network (the paper's width and depth instead, all in {sum(FULL)} epochs)",
           "lc-unbalanced": "classes balanced by their frequency (all pixels weigh the same instead)",
-          "lc-unaveraged": "an average of the weights (the last ones instead)",
           "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms",
           "lc-no-hs": "a loss on pixels that are wrong and confident (HS; left out instead)",
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)",
           "aspp-lc": "heads with a small field of view (ASPP instead)"}
-UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "the paper's data", "SGD (AdamW here)",
+UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "the paper's data", "SGD, and the last weights (here AdamW, and an average)",
             "other weights of the stages' losses, another cut", "batch norms that are fixed in initial training, too")
 
 
