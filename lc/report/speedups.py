@@ -40,13 +40,13 @@ def answer(ev: Evidence) -> list[str]:
             *_equal(ev)]
 
 
-def _apart(ev: Evidence, name: str, control: str, split: str, i: int) -> np.ndarray | None:
-    """Draws of the mIoU of a cascade at the i-th rho of its sweep less its control's, in points: the mean over seeds, where others are here. None
-    where it is not swept on that split."""
+def _apart(ev: Evidence, name: str, control: str, split: str, i: int) -> tuple[np.ndarray | None, int]:
+    """Draws of the mIoU of a cascade at the i-th rho of its sweep less its control's, in points, the mean over the seeds that are here (None where it
+    is not swept on that split), and how many seeds these are."""
     counts = "sweep_confusions" + ("" if split == "val" else f"_{split}")
     pairs = [(a, b) for a, b in zip(of_seeds(ev, name), of_seeds(ev, control)) if {a, b} <= set(ev.records) and counts in ev[a].arrays]
     drawn = [draws(ev[a], ev[a].arrays[counts][i]) - draws(ev[b], f"confusions_{split}") for a, b in pairs]
-    return over_seeds(drawn) if drawn and pairs[0][0] == name else None
+    return (over_seeds(drawn), len(drawn)) if drawn and pairs[0][0] == name else (None, 0)
 
 
 def equal_accuracy(ev: Evidence) -> pd.DataFrame:
@@ -63,10 +63,11 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
                 if at["rho"] == 1 or at["rho"] not in timed:
                     continue
                 row, apart = timed[at["rho"]], {split: _apart(ev, name, control, split, i) for split in ev.splits}
-                said = {split: (None, None) if drawn is None else (words(drawn), "yes" if interval(drawn)[1] > -SMALL else "no")
-                        for split, drawn in apart.items()}
+                said = {split: (None, None) if drawn is None else
+                        (words(drawn) + f", {seeds} seeds" * (seeds > 1), "yes" if interval(drawn)[1] > -SMALL else "no")
+                        for split, (drawn, seeds) in apart.items()}
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
-                    "mIoU": 100 * at["miou"], "points": apart["val"][0], **{LOSS[split]: loss for split, (loss, _) in said.items()},
+                    "mIoU": 100 * at["miou"], "points": apart["val"][0][0], **{LOSS[split]: loss for split, (loss, _) in said.items()},
                     **{f"equal ({split})": equal for split, (_, equal) in said.items()},
                     **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)},
                     "speed-up": row["speedup"], "lower": row["speedup_low"], "upper": row["speedup_high"], "ideal": row["ideal"],
@@ -89,7 +90,7 @@ def _equal(ev: Evidence) -> list[str]:
         same, best = table[table[f"equal ({split})"] == "yes"], "none is"
         if len(same):
             (name, rho, where), row = same["lower"].idxmax(), same.loc[same["lower"].idxmax()]
-            best = (f"the fastest that is (by its lower quartile), {name} at rho = {rho} ({row[LOSS[split]]} points), reaches {_spelt(row)} over "
+            best = (f"the fastest that is (by its lower quartile), {name} at rho = {rho} (LC - DSN {row[LOSS[split]]}), reaches {_spelt(row)} over "
                     f"{row['dense form']}, where its multiply-adds allow {row['ideal']:.2f}x ({where})")
         found[split] = "yes" if (same["lower"] > 1).any() else "no"
         parts.append(f"On {split} {best}.")
