@@ -5,11 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from lc.experiments import catalogue
 from lc.paper import published
 from lc.report.speedups import SMALL, answer
 from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_near, decided_shares, difference_printed, difficulty_shares, draws,
                                gain, interval, label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs,
                                seed_gains, selection_table, words)
+
+ALSO = ("lc-dense-read", "lc-unbalanced", "lc-large", "lc-wide", "lc-wide-features", "lc-full")  # differences to their DSN on the first page
 
 
 @dataclass(frozen=True)
@@ -193,16 +196,15 @@ def _scope(ev: Evidence) -> str:
 
 
 def gains(ev: Evidence) -> list[pd.DataFrame]:
-    """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals: of the first seed, of the mean over seeds, of the other
-    reading of Sec. 3.2, of the runs with larger images, a wider network and the paper's, where they are here."""
-    miou, ours = printed("2")["mIoU"], {}
+    """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals: of the first seed, of the mean over seeds; and of what
+    the causes that matter most (lc.report.why) leave, where they are here."""
+    miou, entries, ours = printed("2")["mIoU"], catalogue(ev.profile.name), {}
     paper = {f"LC - {other}": f"{miou['LC'] - miou[other]:+.2f}" for other in ("DSN", "IRNet")}
     pairs = {f"LC - {other}": (METHODS["LC"], METHODS[other]) for other in ("DSN", "IRNet")}
-    for lc, dsn in ((f"lc-{name}", f"dsn-{name}") for name in ("large", "wide", "full")):
-        if {lc, dsn} <= set(ev.records):
-            pairs[f"LC - DSN, {'x'.join(map(str, ev[lc]['data']['size']))}, {ev[lc]['parameters'] / 1e6:.2f} M parameters"] = lc, dsn
-    if "lc-dense-read" in ev.records:
-        pairs["LC - DSN, reading dense (the outside of residual sums copied)"] = "lc-dense-read", METHODS["DSN"]
+    for entry in (entries[name] for name in ALSO if name in entries):
+        if {entry.name, entry.control} <= set(ev.records):
+            size = f"{'x'.join(map(str, ev[entry.name]['data']['size']))}, {ev[entry.name]['parameters'] / 1e6:.2f} M parameters"
+            pairs[f"LC - DSN, {entry.title.partition(', ')[2]} ({entry.name}; {size})"] = entry.name, entry.control
     for head, (a, b) in pairs.items():
         ours[head] = {split: words(gain(ev, a, b, split)) for split in ev.splits}
         drawn = {split: [one for one in seed_gains(ev, a, b, split).values() if one is not None] for split in ev.splits}
