@@ -189,9 +189,13 @@ def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
 
 def _scope(ev: Evidence) -> str:
     sizes = " and ".join(f"{ev[name]['parameters'] / 1e6:.2f}" for name in ("initial", "initial-full") if name in ev.records)
+    pair, plain = ("lc-unbalanced", "dsn-unbalanced"), ""
+    if {*pair} <= set(ev.records):
+        found = ", ".join(f"{(difference(ev, *pair, split, seeds=True) or difference(ev, *pair, split)).short} ({split})" for split in ev.splits)
+        plain = f" Classes are balanced by their frequency in training, as they are not in the paper; LC - DSN without: {found}."
     return (f"**How far does this reach?** One seed where no mean is named; {sizes} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: "
-            "ImageNet)."
+            f"ImageNet).{plain}"
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))
 
 
