@@ -1,7 +1,6 @@
 """A trained cascade on images and videos: label, stage and confidence maps at the size of the image, and their pictures."""
 import itertools
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,13 +117,15 @@ def frames(source: Path) -> tuple[int, Iterator[tuple[str, np.ndarray]]]:
 
 
 def _decoded(file) -> Iterator[tuple[str, np.ndarray]]:
-    """As many frames of an open video file as can be read; says so where it holds fewer than it says."""
-    number = 0
-    with suppress(OSError, ValueError):  # of PyAV, where a file breaks off
+    """As many frames of an open video file as can be read; says so where it breaks off, or holds fewer than it says."""
+    number, why = 0, ""
+    try:
         for number, frame in enumerate(file.decode(video=0), start=1):
             yield f"{number - 1:06d}", frame.to_ndarray(format="rgb24")
-    if number < (said := file.streams.video[0].frames):
-        print(f"{file.name} is damaged: it says that it holds {said} frames, {number} can be read")
+    except (OSError, ValueError) as error:  # PyAV's are of both kinds
+        why = f" ({error})"
+    if why or number < file.streams.video[0].frames:
+        print(f"{file.name} is damaged: only its first {number} frames can be read{why}")
 
 
 @torch.no_grad()

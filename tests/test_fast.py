@@ -570,19 +570,20 @@ def test_a_file_without_pictures(tmp_path, monkeypatch):
         predict.frames(tmp_path / "sound.ogg")
 
 
-@pytest.mark.parametrize("broken", [True, False])
-def test_a_damaged_video(tmp_path, monkeypatch, capsys, broken):
-    """What can be read of it is labelled, and that this is not all is said, whether PyAV stops with an error or without one."""
+@pytest.mark.parametrize("broken, held", [(True, 12), (False, 12), (True, 0)])
+def test_a_damaged_video(tmp_path, monkeypatch, capsys, broken, held):
+    """What can be read of it is labelled, and that this is not all is said: PyAV stops with an error, also where a file does not say how many frames it
+    holds, or without one."""
     def decode(video):
         yield from 2 * [SimpleNamespace(to_ndarray=lambda format: np.zeros((30, 40, 3), np.uint8))]
         if broken:
             raise ValueError("Invalid data found when processing input")
-    file = SimpleNamespace(name="cut.mp4", streams=SimpleNamespace(video=[SimpleNamespace(frames=12)]), decode=decode)
+    file = SimpleNamespace(name="cut.mp4", streams=SimpleNamespace(video=[SimpleNamespace(frames=held)]), decode=decode)
     monkeypatch.setitem(sys.modules, "av", SimpleNamespace(open=lambda name: file))
     (tmp_path / "cut.mp4").touch()
     assert main(["video", str(tmp_path / "cut.mp4"), "--height", "48", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert "cut.mp4 is damaged: it says that it holds 12 frames, 2 can be read" in said and "over all 2" in said
+    assert f"cut.mp4 is damaged: only its first 2 frames can be read{' (Invalid data found when processing input)' * broken}" in said and "over all 2" in said
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.png", "000001.png"]
 
 

@@ -118,6 +118,19 @@ def test_seeds_have_a_mean(house):
     assert found["val"].iloc[2] == larger and larger.startswith("+")
 
 
+def test_the_recipe_without_balanced_classes_is_told(house):
+    """On the first page, by its mean over seeds where they are here; nothing where it was not trained."""
+    ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
+    assert "Classes are balanced" not in verdicts.answers(ev)[-1]
+    ev.records.update(evidence(dsn_unbalanced=0, lc_unbalanced=40).records)
+    alone = verdicts.difference(ev, "lc-unbalanced", "dsn-unbalanced", "test").short
+    assert "as they are not in the paper; LC - DSN without: +" in verdicts.answers(ev)[-1] and f"{alone} (test)." in verdicts.answers(ev)[-1]
+    for seed in (1, 2):
+        ev.records.update({f"{row}-unbalanced-seed-{seed}": fake_record("camvid-lite", f"{row}-unbalanced-seed-{seed}") for row in ("dsn", "lc")})
+    mean = verdicts.difference(ev, "lc-unbalanced", "dsn-unbalanced", "test", seeds=True).short
+    assert mean != alone and f"{mean} (test)." in verdicts.answers(ev)[-1]
+
+
 def test_a_mean_over_seeds_draws_seeds():
     """Its first is the mean; seeds that differ widen the interval, seeds that agree do not; equal numbers of seeds are drawn alike, so differences are
     paired."""
