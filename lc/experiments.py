@@ -198,7 +198,7 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 
 def _larger(p: Profile) -> list[Experiment]:
-    """DSN and LC with larger images, twice the channels, and the paper's network, where the profile shrinks them; with all pixels weighing the same."""
+    """DSN and LC with larger images, twice the channels, the paper's network, where the profile shrinks them; with all pixels weighing the same."""
     initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
     smaller, full = p.data.name != "shapes" and p.model.width < 1, PROFILES["camvid"]
     changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
