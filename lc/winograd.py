@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.polynomial.polynomial import polyfromroots
 from torch import Tensor
 
 from lc.region import Region
@@ -28,10 +29,12 @@ def transforms(taps: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
     """For m outputs and n = m + taps - 1 inputs, those of inputs (n, n), kernel (n, taps) and outputs (m, n), in float64: output @ ((kernel @ k) *
     (input @ x)) is k filtering x."""
     n = outputs + taps - 1
-    powers = lambda k: np.vstack([np.vander(POINTS[n], k, increasing=True), np.eye(k)[-1:]])  # (n, k): of each point, and of infinity
-    inputs = np.linalg.inv(powers(n)).T
-    scale = np.append(inputs[:-1, n - 2], 1)[:, None]  # makes its polynomials monic
-    return tuple(torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in (inputs / scale, powers(taps) * scale, powers(outputs).T))
+    points = np.array(POINTS[n], dtype=float)
+    others = [np.delete(points, i) for i in range(n - 1)]
+    powers = lambda k: np.vstack([np.vander(points, k, increasing=True), np.eye(k)[-1:]])  # (n, k): of each point, and of infinity
+    inputs = np.vstack([*(np.append(polyfromroots(roots), 0) for roots in others), polyfromroots(points)])  # monic: zero at all points but one
+    scale = np.array([*(1 / np.prod(point - roots) for point, roots in zip(points, others)), 1])[:, None]
+    return tuple(torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in (inputs, powers(taps) * scale, powers(outputs).T))
 
 
 @lru_cache

@@ -1,13 +1,10 @@
 """The Triton kernels, in Triton's interpreter on a CPU: they agree with the contract, and their forward with the cascade's."""
+import copy
+import json
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
-
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-
-import copy
-import json
 
 import pytest
 import torch

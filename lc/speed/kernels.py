@@ -52,7 +52,7 @@ def _convolve(rows, weight, bias, out, index, slots, count, c_in, c_out, capacit
     p, o = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     here, there = p < active, o < c_out
     total = tl.full((ROWS, COLS), 0.0, tl.float32)
-    blocks = tl.cdiv(c_in, DEPTH)
+    blocks = (c_in + DEPTH - 1) // DEPTH
     for step in range(TAPS * blocks):  # one loop over taps and channels, so that loads run ahead over both
         tap, c = step // blocks, step % blocks * DEPTH + tl.arange(0, DEPTH)
         row, known = p, here
