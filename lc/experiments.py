@@ -25,7 +25,8 @@ HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
 LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of larger runs: name behind lc-large, lc-wide; change
 FULL = (24, 6)  # epochs of the paper's network in a small profile, initial and cascade training: what 2 cores with AMX train in two hours
 CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: kind of the file, and run
-    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER), "lc-full", "lc-full-halo-2")}}
+    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER), "lc-full", "lc-full-halo-2",
+    "lc-unbalanced")}}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -119,7 +120,7 @@ def chosen_profile(asked: str | None = None) -> tuple[str, str]:
 def catalogue(name: str) -> dict[str, Experiment]:
     """Every run of a profile, in the order in which they can be made."""
     p = profile(name)
-    entries = [*_paper(p), *_why(p), *_systems(p), *_networks(p), *_seeds(p)]
+    entries = [*_paper(p), *_why(p), *_unbalanced(p), *_systems(p), *_networks(p), *_seeds(p)]
     return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries}
 
 
@@ -207,6 +208,13 @@ def _larger(p: Profile) -> list[Experiment]:
                 {"": {}, "-halo-2": {"halo": 2}}, {"epochs": FULL[1], "lr": full.cascade_lr}),
                ("unbalanced", "all pixels weigh the same", replace(initial, train=replace(p.train, balance="none")), {"": {}}, {})]
     return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
+
+
+def _unbalanced(p: Profile) -> list[Experiment]:
+    """The rest of Tables 1 and 2 without balanced classes, which the paper does not balance; `_larger` has LC and its DSN."""
+    pair = {e.run for e in _larger(p) if "unbalanced" in e.name}
+    rest = [e for e in _paper(replace(p, train=replace(p.train, balance="none"))) if not e.study and e.run not in pair] if pair else []
+    return [replace(e, name=f"{e.name}-unbalanced", title=f"{e.title}, all pixels weigh the same", cells=(), publish=False, sweep=False) for e in rest]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:

@@ -48,6 +48,13 @@ class Evidence:
         first = next(iter(self.trained), None)
         return tuple(first["metrics"]) if first else ("val",)
 
+    @cached_property
+    def unbalanced(self) -> "Evidence":
+        """The runs without balanced classes, under the names of those with."""
+        parts = {name: name.partition("-unbalanced") for name in self.records}
+        found = {(METHODS["LC"] if row == "lc" else row) + seed: self.records[name] for name, (row, mark, seed) in parts.items() if mark}
+        return Evidence(self.profile, found)
+
     @property
     def label(self) -> str:
         """Data set, resolution and tier, as column headings say them."""
