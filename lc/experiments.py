@@ -22,11 +22,12 @@ SYSTEMS = {"fcn8s": "FCN-8s", "segnet": "SegNet (pooling indices)", "deeplab": "
 LEAST = 22_000  # MiB of a GPU on which voc12 is chosen without being asked for
 BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
-LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of larger runs: name behind lc-large, lc-wide; change
+LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of changed networks and data: name behind lc-large; change
 FULL = (24, 6)  # epochs of the paper's network in a small profile, initial and cascade training: what 2 cores with AMX train in two hours
 CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: kind of the file, and run
-    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide") for key in LARGER), "lc-full", "lc-full-halo-2",
-    "lc-unbalanced")}}
+    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in LARGER), "lc-full", "lc-full-halo-2")}}
+SEEDED = {"initial", "dsn", f"lc-{BEST_RHO}", "lc-halo-2", "lc-features", "dsn-dropout", "irnet", "mc",  # repeated with the other seeds
+          "initial-wide", "dsn-wide", "lc-wide-features", *(f"{row}-unbalanced" for row in ("initial", "dsn", "lc", "irnet"))}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -120,8 +121,8 @@ def chosen_profile(asked: str | None = None) -> tuple[str, str]:
 def catalogue(name: str) -> dict[str, Experiment]:
     """Every run of a profile, in the order in which they can be made."""
     p = profile(name)
-    entries = [*_paper(p), *_why(p), *_unbalanced(p), *_systems(p), *_networks(p), *_seeds(p)]
-    return {e.name: replace(e, minutes=_minutes(e, p)) for e in entries}
+    entries = [*_paper(p), *_why(p), *_unbalanced(p), *_systems(p), *_networks(p)]
+    return {e.name: replace(e, minutes=_minutes(e, p)) for e in [*entries, *_seeds(p, entries)]}
 
 
 def _initial(p: Profile, seed: int) -> RunConfig:
@@ -134,16 +135,6 @@ def _tuned(p: Profile, initial: RunConfig, rho: float = float(BEST_RHO), **phase
                    rho=rho, start=initial)
 
 
-def _others(p: Profile, initial: RunConfig) -> dict[str, RunConfig]:
-    """The methods of Table 2 beside LC and the DSN, by name."""
-    last, best = (len(p.model.blocks),), _tuned(p, initial)
-    irnet = replace(initial, phases=(Phase(p.epochs, p.lr, heads=last, freeze_bn=p.freeze_bn),
-                                     Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
-    mc = replace(initial, rho=best.rho, phases=tuple(
-        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=best.rho, freeze_bn=p.freeze_bn) for s in (1, 2, 3)))
-    return {"dsn-dropout": replace(_tuned(p, initial, 1.0, label_dropout=True), dropout_like=best), "irnet": irnet, "mc": mc}
-
-
 def _paper(p: Profile) -> list[Experiment]:
     """Tables 1 and 2, and the studies of their weights."""
     initial = _initial(p, p.seeds[0])
@@ -153,12 +144,17 @@ def _paper(p: Profile) -> list[Experiment]:
         cells = (("1", "mIoU", column),) + ((("2", row, "mIoU"),) if column in ("1", BEST_RHO) else ())
         label = "dsn" if row == "DSN" else f"lc-{column}"
         entries.append(Experiment(label, f"{row} at rho = {column}", _tuned(p, initial, float(column)), cells, publish=column in ("1", BEST_RHO)))
-    best, others = _tuned(p, initial), _others(p, initial)
-    methods = {"dsn-dropout": ("DSN + Dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}"),
-               "irnet": ("IRNet", "IRNet: the last head alone"),
-               "mc": ("MC", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed")}
+    last, best = (len(p.model.blocks),), _tuned(p, initial)
+    dropout = replace(_tuned(p, initial, 1.0, label_dropout=True), dropout_like=best)
+    irnet = replace(initial, phases=(Phase(p.epochs, p.lr, heads=last, freeze_bn=p.freeze_bn),
+                                     Phase(p.cascade_epochs, p.cascade_lr, heads=last, freeze_bn=True)))
+    mc = replace(initial, rho=best.rho, phases=tuple(
+        Phase((p.epochs + p.cascade_epochs) // 2, p.lr, heads=(s,), stages=(s,), rho=best.rho, freeze_bn=p.freeze_bn) for s in (1, 2, 3)))
+    methods = {"dsn-dropout": ("DSN + Dropout", f"DSN, labels dropped at LC's rates at rho = {BEST_RHO}", dropout),
+               "irnet": ("IRNet", "IRNet: the last head alone", irnet),
+               "mc": ("MC", f"model cascade at rho = {BEST_RHO}: stage by stage, earlier ones fixed", mc)}
     return [*entries,
-            *(Experiment(name, title, others[name], (("2", row, "mIoU"),), sweep=name != "irnet") for name, (row, title) in methods.items()),
+            *(Experiment(name, title, run, (("2", row, "mIoU"),), sweep=name != "irnet") for name, (row, title, run) in methods.items()),
             *(Experiment(f"study-{study}", title, best, sweep=False, study=study) for study, (_, title) in STUDIES.items())]
 
 
@@ -206,7 +202,7 @@ def _larger(p: Profile) -> list[Experiment]:
                ("wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width)), LARGER, {}),
                ("full", "the paper's network", replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)),
                 {"": {}, "-halo-2": {"halo": 2}}, {"epochs": FULL[1], "lr": full.cascade_lr}),
-               ("unbalanced", "all pixels weigh the same", replace(initial, train=replace(p.train, balance="none")), {"": {}}, {})]
+               ("unbalanced", "all pixels weigh the same", replace(initial, train=replace(p.train, balance="none")), LARGER, {})]
     return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
 
 
@@ -214,7 +210,7 @@ def _unbalanced(p: Profile) -> list[Experiment]:
     """The rest of Tables 1 and 2 without balanced classes, which the paper does not balance; `_larger` has LC and its DSN."""
     pair = {e.run for e in _larger(p) if "unbalanced" in e.name}
     rest = [e for e in _paper(replace(p, train=replace(p.train, balance="none"))) if not e.study and e.run not in pair] if pair else []
-    return [replace(e, name=f"{e.name}-unbalanced", title=f"{e.title}, all pixels weigh the same", cells=(), publish=False, sweep=False) for e in rest]
+    return [replace(e, name=f"{e.name}-unbalanced", title=f"{e.title}, unbalanced", cells=(), publish=False, sweep=False) for e in rest]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:
@@ -253,20 +249,14 @@ def _networks(p: Profile) -> list[Experiment]:
     return entries
 
 
-def _seeds(p: Profile) -> list[Experiment]:
-    """Initial training, the methods of Table 2, LC with a halo and LC that reads features again, from other seeds; the last and its DSN
-    also of twice the width, where LC is faster at equal accuracy on test; LC and DSN without balanced classes."""
-    entries = []
-    for seed in p.seeds[1:]:
-        initial = _initial(p, seed)
-        best = _tuned(p, initial)
-        runs = {"initial": initial, "dsn": _tuned(p, initial, 1.0), f"lc-{BEST_RHO}": best,
-                "lc-halo-2": replace(best, model=replace(p.model, halo=2)),
-                "lc-features": replace(best, model=replace(p.model, reading="features")), **_others(p, initial)}
-        more = [(e.name, replace(e.run, seed=seed, start=e.run.start and replace(e.run.start, seed=seed))) for e in _larger(p)
-                if e.name in ("initial-wide", "dsn-wide", "lc-wide-features") or "unbalanced" in e.name]
-        entries += [Experiment(f"{name}-seed-{seed}", f"{name}, seed {seed}", run, sweep=name in CASCADES) for name, run in [*runs.items(), *more]]
-    return entries
+def _seeds(p: Profile, entries: list[Experiment]) -> list[Experiment]:
+    """The runs of SEEDED from other seeds."""
+    return [Experiment(f"{e.name}-seed-{seed}", f"{e.name}, seed {seed}", _seeded(e.run, seed), sweep=e.name in CASCADES)
+            for seed in p.seeds[1:] for e in entries if e.name in SEEDED]
+
+
+def _seeded(run: RunConfig | None, seed: int) -> RunConfig | None:
+    return run and replace(run, seed=seed, start=_seeded(run.start, seed), dropout_like=_seeded(run.dropout_like, seed))
 
 
 def _minutes(entry: Experiment, p: Profile) -> float:

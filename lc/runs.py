@@ -27,8 +27,6 @@ from lc.machine import alone_in, device_name, end_with_parent, keep_memory, thre
 from lc.paper import columns
 from lc.train import Trainer, load_model, save_weights
 
-EXAMPLES = 3
-
 
 def weights_path(name: str, run: RunConfig) -> Path | None:
     """Weights of a finished run: committed ones first, then those trained here; None if there are none."""
@@ -197,7 +195,7 @@ def _keep_examples(profile_name: str, data: SegmentationSet) -> None:
     if target.exists():
         return
     packed = io.BytesIO()
-    picks = [round((i + 0.5) * len(data) / EXAMPLES) for i in range(min(EXAMPLES, len(data)))]
+    picks = [round((i + 0.5) * len(data) / 3) for i in range(min(3, len(data)))]
     pairs = [data.read(i) for i in picks]
     np.savez_compressed(packed, images=_stacked([p[0] for p in pairs], 0), labels=_stacked([p[1] for p in pairs], IGNORE),
                         names=np.array([data.name(i) for i in picks]))

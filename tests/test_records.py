@@ -173,7 +173,8 @@ def test_timings_that_are_missing(house):
     """Of a profile's cascades and systems; another seed's timing is not the run's, nor one of a run whose name only begins alike."""
     folder = paths.results("camvid-lite") / "bench"
     folder.mkdir(parents=True)
-    large = [f"lc-{what}{key}" for what in ("large", "wide") for key in ("", "-features", "-halo-2")] + ["lc-full", "lc-full-halo-2"]
+    large = [f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in ("", "-features", "-halo-2")]
+    large += ["lc-full", "lc-full-halo-2"]
     assert records.bench_missing("camvid-lite") == ["cascade", "lc-halo-1", "lc-halo-2", "lc-halo-4", "lc-features", *large, "systems"]
     assert not set(large) & set(records.bench_missing("camvid"))
     for kind in ("cascade", "lc-halo-2-seed-1", "lc-halo-4", "lc-wide-features"):
@@ -193,3 +194,23 @@ def test_larger_runs_where_there_is_something_to_enlarge():
     assert lc.run.model == full.model and (dsn.run.rho, lc.run.rho) == (1.0, 0.985) and lc.control == dsn.name == "dsn-full"
     for row in ("initial", "dsn", "lc"):
         assert entries[f"{row}-unbalanced"].run.train.balance == "none" != lite.train.balance
+
+
+def test_tables_1_and_2_without_balanced_classes(house):
+    """Every training of the two tables once more, changed in nothing else, in one chain: what starts from initial weights starts from such; found
+    under the names of the balanced ones, and labelled. None where the profile does not balance."""
+    entries = experiments.catalogue("camvid-lite")
+    names = [name for name, entry in entries.items() if (entry.cells or name == "initial") and {place[0] for place in entry.cells} <= {"1", "2"}]
+    assert len(names) == 12 and "mc" in names
+    for name in names:
+        plain = entries["lc-unbalanced" if name == "lc-0.985" else f"{name}-unbalanced"].run
+        config = lambda run: json.loads(json.dumps(asdict(run)).replace('"balance": "median"', '"balance": "none"'))
+        assert config(plain) == config(entries[name].run) and json.dumps(asdict(plain)).count('"balance": "none"') == (
+            json.dumps(asdict(plain)).count('"balance": ')), name
+    assert not any("unbalanced" in name for name in experiments.catalogue("voc12"))
+    found = {name: fake_record("camvid-lite", name) for name in ("dsn", "dsn-unbalanced", "lc-0.970-unbalanced", "lc-unbalanced", "lc-unbalanced-seed-1", "lc-unbalanced-features")}
+    ev = tables.Evidence(experiments.profile("camvid-lite"), found)
+    assert {name: record.experiment for name, record in ev.unbalanced.records.items()} == {
+        "dsn": "dsn-unbalanced", "lc-0.970": "lc-0.970-unbalanced", "lc-0.985": "lc-unbalanced", "lc-0.985-seed-1": "lc-unbalanced-seed-1", "lc-features": "lc-unbalanced-features"}
+    assert ev.unbalanced.label == "test data 8x9 (stand-in, unbalanced)" and ev.label == "test data 8x9 (stand-in)"
+    assert list(tables.rho_runs(ev.unbalanced)) == ["1", "0.985", "0.970"]

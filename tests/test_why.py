@@ -119,16 +119,18 @@ def test_seeds_have_a_mean(house):
 
 
 def test_the_recipe_without_balanced_classes_is_told(house):
-    """On the first page, by its mean over seeds where they are here; nothing where it was not trained."""
+    """On the first page, with its own word, by its mean over seeds where they are here; nothing where LC, DSN or IRNet was not trained so."""
     ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
-    assert "Classes are balanced" not in verdicts.answers(ev)[-1]
+    told = lambda: [line for line in verdicts.answers(ev) if "classes are not balanced" in line]
     ev.records.update(evidence(dsn_unbalanced=0, lc_unbalanced=40).records)
+    assert not told() and len(verdicts.answers(ev)) == 2
+    ev.records.update(evidence(irnet_unbalanced=0).records)
     alone = verdicts.difference(ev, "lc-unbalanced", "dsn-unbalanced", "test").short
-    assert "as they are not in the paper; LC - DSN without: +" in verdicts.answers(ev)[-1] and f"{alone} (test)." in verdicts.answers(ev)[-1]
+    assert len(told()) == 1 and "in the paper? Yes.** test data 8x9 (stand-in, unbalanced)." in told()[0] and f"LC - DSN: {alone} (val), {alone} (test)" in told()[0]
     for seed in (1, 2):
         ev.records.update({f"{row}-unbalanced-seed-{seed}": fake_record("camvid-lite", f"{row}-unbalanced-seed-{seed}") for row in ("dsn", "lc")})
     mean = verdicts.difference(ev, "lc-unbalanced", "dsn-unbalanced", "test", seeds=True).short
-    assert mean != alone and f"{mean} (test)." in verdicts.answers(ev)[-1]
+    assert mean != alone and f"LC - DSN, mean of 3 seeds: {mean} (val), {mean} (test)" in told()[0] and "LC - IRNet: +" in told()[0]
 
 
 def test_a_mean_over_seeds_draws_seeds():
@@ -319,9 +321,9 @@ def test_times_reach_the_tables(house):
     assert list(systems.table(ev, "6")[0][ev.label].loc["IRNet-LC multi-scale CRF", ["run", "mIoU val"]]) == ["study-crf: LC, CRF", 60]
     bench = {"experiment": "lc-0.985", "device": "test", "rows": [{"rho": rho, "ms": 1, "ms_low": 1, "ms_high": 1, "speedup": 1, "stage_ms": [1], "dense_form": "folded", "region_form": "PyTorch"}
                                                                   for rho in (None, *map(float, tables.columns("1", "mIoU")))]}
-    points = tables.speed_points(ev, bench)
+    points = speedups.speed_points(ev, bench)
     assert list(points)[-1] == "segnet" and points["segnet"].loc["segnet", "ms"] == 8 and len(points) == 3
-    assert len(tables.speed_points(ev, {**bench, "device": "another"})) == 2
+    assert len(speedups.speed_points(ev, {**bench, "device": "another"})) == 2
 
 
 def test_border_table(house):

@@ -60,12 +60,11 @@ def _finish(ax: Axes, xlabel: str, ylabel: str, title: str = "", **settings) -> 
     return ax
 
 
-def rho_curve(ours: pd.DataFrame, paper: pd.DataFrame | None, value: str, ax: Axes, label: str, title: str) -> Axes:
-    """A quantity of Table 1 along rho (spaced evenly, as the paper's choice of thresholds is not even)."""
-    for frame, colour_, name in ((paper, PAPER_COLOUR, "paper, VOC12 val"), (ours, OUR_COLOUR, label)):
-        if frame is not None:
-            ax.plot(range(len(frame)), frame[value], "o-", color=colour_, label=name)
-            ax.set_xticks(range(len(frame)), frame.index, rotation=60, fontsize=8)
+def rho_curve(curves: dict[str, pd.DataFrame], value: str, ax: Axes, title: str) -> Axes:
+    """A quantity of Table 1 along rho (spaced evenly, as the paper's choice of thresholds is not even), a line for each name."""
+    for (name, frame), colour_ in zip(curves.items(), (PAPER_COLOUR, OUR_COLOUR, STAGE_COLOURS[2])):
+        ax.plot(range(len(frame)), frame[value], "o-", color=colour_, label=name)
+        ax.set_xticks(range(len(frame)), frame.index, rotation=60, fontsize=8)
     return _finish(ax, "rho", "percent", title)
 
 

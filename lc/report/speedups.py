@@ -4,12 +4,13 @@ import pandas as pd
 
 from lc.experiments import BEST_RHO, CASCADES, catalogue
 from lc.paper import published
-from lc.report.tables import METHODS, Evidence, draws, gain, interval, of_seeds, over_seeds, printed, speed_files, words
+from lc.report.tables import (METHODS, Evidence, bench_table, draws, gain, interval, of_seeds, over_seeds, percent, printed, speed_files, sweep_table,
+                               system_times, words)
 
 SMALL = 0.5  # points of mIoU
 LOSS = {split: f"LC - DSN, points ({split})" for split in ("val", "test")}
 TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares", "cascade": "trained cascade",  # kind of the file: what is timed
-         "lc-wide": "trained cascade of twice its width", "lc-full": "trained cascade of the paper's width and depth"}
+         "lc-unbalanced": "trained cascade, classes not balanced", "lc-wide": "trained cascade of twice its width", "lc-full": "trained cascade of the paper's width and depth"}
 
 
 def paper_speedups() -> dict[float, float]:
@@ -131,3 +132,15 @@ def table(ev: Evidence) -> list[pd.DataFrame]:
         found.setdefault(name, {}).update({(f"rho = {rho:g}", head): value for head, value in zip(heads, values)})
     parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
     return [pd.DataFrame(part).T for part in parts if len(found) > 1 and part]
+
+
+def speed_points(ev: Evidence, bench: dict) -> dict[str, pd.DataFrame]:
+    """Fig. 7a: ms and mIoU (percent, val) of the timed cascade along rho, of the same network run densely, and of DeepLab-v2 and
+    SegNet where both their time on that device and their record are there."""
+    times, sweep = bench_table(bench)["ms"].astype(float), sweep_table(ev[bench["experiment"]])["mIoU val"]
+    along = pd.DataFrame({"ms": times.drop("dense"), "mIoU": sweep.set_axis([f"{float(rho):g}" for rho in sweep.index])})
+    points = {f"LC, {ev.label}": along, "the same, dense": pd.DataFrame({"ms": times["dense"], "mIoU": sweep["1"]}, index=["dense"])}
+    for row in system_times(ev.profile.name, bench["device"]).loc[lambda t: t.index.isin(("deeplab-v2", "segnet"))].itertuples():
+        if row.Index in ev.records:
+            points[row.Index] = pd.DataFrame({"ms": row.ms, "mIoU": percent(ev[row.Index], "val")}, index=[row.Index])
+    return points

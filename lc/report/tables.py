@@ -4,6 +4,7 @@ A number of ours travels with its tier. `paper_and_ours` is the only way into a 
 procedural data get a table of their own there.
 """
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -48,20 +49,20 @@ class Evidence:
         first = next(iter(self.trained), None)
         return tuple(first["metrics"]) if first else ("val",)
 
-    @cached_property
+    @property
     def unbalanced(self) -> "Evidence":
         """The runs without balanced classes, under the names of those with."""
-        parts = {name: name.partition("-unbalanced") for name in self.records}
-        found = {(METHODS["LC"] if row == "lc" else row) + seed: self.records[name] for name, (row, mark, seed) in parts.items() if mark}
-        return Evidence(self.profile, found)
+        named = lambda name: re.sub("^lc(?=-seed|$)", METHODS["LC"], name.replace("-unbalanced", ""))
+        return Evidence(self.profile, {named(name): record for name, record in self.records.items() if named(name) != name})
 
     @property
     def label(self) -> str:
-        """Data set, resolution and tier, as column headings say them."""
+        """Data set, resolution, tier, and whether classes are balanced against the profile's recipe, as column headings say them."""
         if not self.records:
             raise InputError(f"profile {self.profile.name} has no record yet; run `make reproduce PROFILE={self.profile.name}`")
-        data = next(iter(self.records.values()))["data"]
-        return f"{data['name']} {data['size'][0]}x{data['size'][1]} ({self.profile.tier})"
+        first = next(iter(self.records.values()))
+        data, balance = first["data"], first["config"]["train"]["balance"]
+        return f"{data['name']} {data['size'][0]}x{data['size'][1]} ({self.profile.tier}{', unbalanced' * (balance != self.profile.train.balance)})"
 
 
 def evidence(profile_name: str) -> Evidence:
@@ -295,18 +296,6 @@ def bench_table(bench: dict) -> pd.DataFrame:
             "form": row["dense_form" if dense else "region_form"],
             **({} if dense else {f"stage {i} ms": ms for i, ms in enumerate(row["stage_ms"], start=1)})}
     return pd.DataFrame(rows.values(), index=list(rows)).rename_axis("rho")
-
-
-def speed_points(ev: Evidence, bench: dict) -> dict[str, pd.DataFrame]:
-    """Fig. 7a: ms and mIoU (percent, val) of the timed cascade along rho, of the same network run densely, and of DeepLab-v2 and
-    SegNet where both their time on that device and their record are there."""
-    times, sweep = bench_table(bench)["ms"].astype(float), sweep_table(ev[bench["experiment"]])["mIoU val"]
-    along = pd.DataFrame({"ms": times.drop("dense"), "mIoU": sweep.set_axis([f"{float(rho):g}" for rho in sweep.index])})
-    points = {f"LC, {ev.label}": along, "the same, dense": pd.DataFrame({"ms": times["dense"], "mIoU": sweep["1"]}, index=["dense"])}
-    for row in system_times(ev.profile.name, bench["device"]).loc[lambda t: t.index.isin(("deeplab-v2", "segnet"))].itertuples():
-        if row.Index in ev.records:
-            points[row.Index] = pd.DataFrame({"ms": row.ms, "mIoU": percent(ev[row.Index], "val")}, index=[row.Index])
-    return points
 
 
 def calibration_table(record: records.Record) -> pd.DataFrame:
