@@ -10,7 +10,8 @@ from lc.report.tables import (METHODS, Evidence, bench_table, draws, gain, inter
 SMALL = 0.5  # points of mIoU
 LOSS = {split: f"LC - DSN, points ({split})" for split in ("val", "test")}
 TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares", "cascade": "trained cascade",  # kind of the file: what is timed
-         "lc-unbalanced": "trained cascade, classes not balanced", "lc-wide": "trained cascade of twice its width", "lc-full": "trained cascade of the paper's width and depth"}
+         "lc-unbalanced": "trained cascade, classes not balanced", "lc-wide": "trained cascade of twice its width",
+         "lc-full": "trained cascade of the paper's width and depth"}
 
 
 def paper_speedups() -> dict[float, float]:
