@@ -154,14 +154,11 @@ def selection_verdicts(ev: Evidence) -> list[str]:
 
 def answers(ev: Evidence) -> list[str]:
     """The first page in sentences: did the accuracy gain hold, did the speed gain, is there one at equal accuracy, and how far does this reach."""
-    if ev.profile.tier == "smoke" or not _judged(ev):
+    judged = lambda of: {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(of.records)
+    if ev.profile.tier == "smoke" or not judged(ev):
         return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
-    plain = [f"**And if classes are not balanced, as they are not in the paper? {_held(ev.unbalanced)}"] if _judged(ev.unbalanced) else []
+    plain = [f"**And if classes are not balanced, as they are not in the paper? {_held(ev.unbalanced)}"] if judged(ev.unbalanced) else []
     return [f"**Did the accuracy gain hold? {_held(ev)}", *plain, *answer(ev), _scope(ev)]
-
-
-def _judged(ev: Evidence) -> bool:
-    return {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(ev.records)
 
 
 def _held(ev: Evidence) -> str:
