@@ -12,7 +12,7 @@ from lc.errors import InputError, check_rho
 
 SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numbers the README shows
 LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "processes": (1, 100), "chain": (1, 100), "images": (1, 10**6),
-          "halo": (0, 64), "height": (32, 8192)}  # least and greatest value of options that are numbers
+          "halo": (0, 64), "height": (32, 8192), "fps": (1e-3, 10**6)}  # least and greatest value of options that are numbers
 POOLED = {"region": 7, "network": 7, "networks": 5, "training": 1}  # timings that may be medians over processes: rounds of each
 BENCH = {"images": (["cascade"], "validation images of a round (default: 10)"),  # options of `bench`: where each means something, and what
          "halo": (["network"], "cells computed round each region (default: 0, as in the paper)"),
@@ -163,7 +163,7 @@ def _trained(args, timing: bool = False):
     """The cascade that is asked for, its data set, rho, and the height of the images it is given; timing: see _device."""
     from lc import runs
     name, run, rho = _asked(args)
-    return *runs.trained(name, args.experiment, _device(args.device, timing)), rho, args.height or run.train.crop[0]
+    return *runs.trained(name, args.experiment, _device(args.device, timing), args.weights), rho, args.height or run.train.crop[0]
 
 
 def predict(args) -> None:
@@ -193,10 +193,8 @@ def export(args) -> None:
 
 def video(args) -> None:
     """Label and stage overlays of a folder of frames or a video file, at a chosen rho or a target in frames per second."""
-    if args.fps is not None and args.rho is not None:
+    if None not in (args.fps, args.rho):
         raise InputError(f"--rho {args.rho:g} and --fps {args.fps:g} exclude each other, as --fps picks rho; leave one out")
-    if args.fps is not None and not args.fps > 0:
-        raise InputError(f"--fps must be greater than 0, got {args.fps:g}")
     from lc import predict as predictor
     model, spec, rho, height = _trained(args, timing=True)
     predictor.video(args.source, args.out, model, spec, rho, args.fps, height)
@@ -256,6 +254,7 @@ def parser() -> argparse.ArgumentParser:
                   "jobs": dict(type=int, default=machine.jobs(), help="runs made at a time, which share the cores (default: up to 4, with a GPU 1)"),
                   "experiment": dict(default=f"lc-{experiments.BEST_RHO}", help="default: %(default)s"),
                   "rho": dict(type=float, help="threshold (default: the experiment's own)"),
+                  "weights": dict(type=Path, help="a file that `lc train` made (default: the experiment's own)"),
                   "height": dict(type=int, help="rows the network sees (default: what it was trained on)"),
                   "out": dict(type=Path, default=Path("build") / call.__name__, help="folder (default: %(default)s)")}
         for option in options:
@@ -279,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 1 to 15, by kind)")
     sub.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one process of several
     sub.add_argument("--json", type=Path, metavar="FILE")
-    photos, film = (add(call, "profile", "device", "rho", "experiment", "height", "out") for call in (predict, video))
+    photos, film = (add(call, "profile", "device", "rho", "experiment", "weights", "height", "out") for call in (predict, video))
     photos.add_argument("images", nargs="+")
     film.add_argument("source", type=Path)
     film.add_argument("--fps", type=float, help="pick rho for this many frames per second, measured on the first frames, instead of --rho")
@@ -305,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for option, (least, most) in LIMITS.items():
             value = getattr(args, option, None)
-            if isinstance(value, int) and not least <= value <= most:
+            if isinstance(value, int | float) and not least <= value <= most:
                 raise InputError(f"--{option} must be from {least} to {most}, got {value}")
         args.call(args)
     except InputError as error:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lc import paths, records
@@ -35,16 +36,18 @@ def weights_path(name: str, run: RunConfig) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def trained(profile_name: str, name: str, device: torch.device | str = "cpu") -> tuple[LayerCascade, Spec]:
-    """The cascade of a finished run and its data set's names and colours; InputError if its weights are not here."""
+def trained(profile_name: str, name: str, device: torch.device | str = "cpu", weights: Path | None = None) -> tuple[LayerCascade, Spec]:
+    """The cascade of a finished run, or with the weights of a file, and its data set's names and colours; InputError if they are not here."""
     entry = experiment(profile_name, name)
     if entry.study:
         raise InputError(f"{name} evaluates finished weights and has none of its own; give --experiment {_name_of(entry.run)}")
-    path = weights_path(name, entry.run)
-    if path is None:
+    if (path := weights and paths.need(weights, "weights", "`lc train` says where it left some") or weights_path(name, entry.run)) is None:
         raise InputError(f"no weights of {profile_name}/{name} here; train it with `python -m lc run --profile {profile_name} {name}`")
     spec = SPECS[entry.run.data.name]
-    return load_model(entry.run, len(spec.names), path, device), spec
+    try:
+        return load_model(entry.run, len(spec.names), path, device), spec
+    except (RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path} does not fit the network of {profile_name}/{name} ({str(error).splitlines()[0]}); give its experiment") from None
 
 
 def _name_of(run: RunConfig) -> str:
@@ -211,5 +214,4 @@ def _stacked(parts: list[np.ndarray], fill: int) -> np.ndarray:
 
 def evaluate_at(profile_name: str, name: str, rho: float, root=None, device: torch.device | str = "cpu") -> Evaluation:
     """A finished run's weights evaluated on the validation split at another rho; for notebooks, leaves no record."""
-    model, _ = trained(profile_name, name, device)
-    return evaluate(model, SegmentationSet(experiment(profile_name, name).run.data, "val", root), rho)
+    return evaluate(trained(profile_name, name, device)[0], SegmentationSet(experiment(profile_name, name).run.data, "val", root), rho)

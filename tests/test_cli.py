@@ -80,6 +80,10 @@ def image_at(path):
     (("predict", "--height", "-5", "IMAGE"), "--height must be from 32 to 8192, got -5"),
     (("predict", "--out", "README.md", "IMAGE"), "no folder can be made at README.md (File exists); give another place with --out"),
     (("predict", "--experiment", "study-crf", "IMAGE"), "study-crf evaluates finished weights and has none of its own; give --experiment lc-0.985"),
+    (("predict", "--weights", "none.safetensors", "IMAGE"), "weights not found: none.safetensors does not exist; `lc train` says where it left some"),
+    (("predict", "--weights", "README.md", "IMAGE"), "README.md does not fit the network of camvid-lite/lc-0.985 ("),
+    (("predict", "--weights", "results/camvid-lite/weights/dsn-fc455956f1.safetensors", "--experiment", "vgg16-lc", "IMAGE"),
+     "does not fit the network of camvid-lite/vgg16-lc (Error(s) in loading state_dict"),
     (("predict", "tests"), "tests is a folder; give its images, as in tests/*.png"),
     (("video", "--rho", "0.9", "--fps", "10", "tests"), "--rho 0.9 and --fps 10 exclude each other"),
     (("bench", "--images", "0"), "--images must be from 1 to 1000000, got 0"),
@@ -167,10 +171,13 @@ def test_predict(tmp_path):
 
 
 def test_train_with_changed_settings_leaves_records_alone(tmp_path):
-    """`train` puts weights and history where it is told, and says the mIoU."""
+    """`train` puts weights and history where it is told, and says the mIoU; `predict` takes these weights."""
     run = lc("train", "initial", "--profile", "smoke", "--set", "phases.0.epochs=1", "--set", "data.limit=6", "--out", tmp_path / "t")
     assert run.returncode == 0, run.stderr
     assert "val mIoU" in run.stdout and {"weights.safetensors", "history.jsonl", "state.pt"} <= {p.name for p in (tmp_path / "t").iterdir()}
+    made = ("--profile", "smoke", "--experiment", "initial", "--weights", tmp_path / "t/weights.safetensors", "--out", tmp_path / "out")
+    run = lc("predict", *made, image_at(tmp_path / "a.png"))
+    assert run.returncode == 0 and "a.labels.png" in run.stdout and "handed to each stage: 100 %" in run.stdout, run.stderr
 
 
 def test_make_notebook_needs_a_name():

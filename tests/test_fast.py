@@ -588,7 +588,7 @@ def test_a_damaged_video(tmp_path, monkeypatch, capsys, broken, held):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("EMPTY",), "no frames in"), (("missing.mp4",), "video not found: missing.mp4"), (("EMPTY", "--fps", "0"), "--fps must be greater than 0, got 0"),
+    (("EMPTY",), "no frames in"), (("missing.mp4",), "video not found: missing.mp4"), (("EMPTY", "--fps", "0"), "--fps must be from 0.001 to 1000000, got 0"),
     (("README.md",), "is no folder of frames; a video file needs PyAV|is no video that can be read"), (("EMPTY", "--rho", "2"), "rho must be in")])
 def test_bad_videos(arguments, message, tmp_path, capsys):
     """One line each."""

@@ -214,3 +214,12 @@ def test_tables_1_and_2_without_balanced_classes(house):
         "dsn": "dsn-unbalanced", "lc-0.970": "lc-0.970-unbalanced", "lc-0.985": "lc-unbalanced", "lc-0.985-seed-1": "lc-unbalanced-seed-1", "lc-features": "lc-unbalanced-features"}
     assert ev.unbalanced.label == "test data 8x9 (stand-in, unbalanced)" and ev.label == "test data 8x9 (stand-in)"
     assert list(tables.rho_runs(ev.unbalanced)) == ["1", "0.985", "0.970"]
+
+
+def test_another_seed_is_that_of_all_a_run_begins_with():
+    """Nothing else is changed: neither where it starts, nor whose shares of labels it drops."""
+    entries, plain = experiments.catalogue("camvid-lite"), lambda run: json.dumps(asdict(run))
+    found = {name: name.split("-seed-") for name in entries if "-seed-" in name}
+    assert len(found) == 2 * 15 and "dsn-dropout-seed-1" in found
+    for name, (of, seed) in found.items():
+        assert plain(entries[name].run) == plain(entries[of].run).replace('"seed": 0', f'"seed": {seed}'), name
