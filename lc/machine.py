@@ -25,9 +25,10 @@ def device_name(device) -> str:
     if device.type == "cuda":
         import torch
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"^model name\s*: *(.*)", info.read_text() if info.exists() else "", re.M)
-    return f"{model[1].strip() if model else 'CPU'}, {threads()} cores"
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = [re.search(rf"^{key}\s*: *(.*)", text, re.M) for key in ("model name", "cpu family", "model")]
+    name, *kind = (one and one[1].strip() for one in found)
+    return f"{name or 'CPU'}{' (family {}, model {})'.format(*kind) * all(kind)}, {threads()} cores"  # clouds give many kinds one name
 
 
 def keep_memory() -> None:

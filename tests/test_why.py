@@ -121,12 +121,12 @@ def test_seeds_have_a_mean(house):
 def test_the_recipe_without_balanced_classes_is_told(house):
     """On the first page, with its own word, by its mean over seeds where they are here; nothing where LC, DSN or IRNet was not trained so."""
     ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
-    told = lambda: [line for line in verdicts.answers(ev) if "classes are not balanced" in line]
+    told = lambda: [line for line in verdicts.answers(ev) if "without class weights" in line]
     ev.records.update(evidence(dsn_unbalanced=0, lc_unbalanced=40).records)
     assert not told() and len(verdicts.answers(ev)) == 2
     ev.records.update(evidence(irnet_unbalanced=0).records)
     alone = verdicts.difference(ev, "lc-unbalanced", "dsn-unbalanced", "test").short
-    assert len(told()) == 1 and "in the paper? Yes.** test data 8x9 (stand-in, unbalanced)." in told()[0] and f"LC - DSN: {alone} (val), {alone} (test)" in told()[0]
+    assert len(told()) == 1 and "says nothing? Yes.** test data 8x9 (stand-in, unbalanced)." in told()[0] and f"LC - DSN: {alone} (val), {alone} (test)" in told()[0]
     for seed in (1, 2):
         ev.records.update({f"{row}-unbalanced-seed-{seed}": fake_record("camvid-lite", f"{row}-unbalanced-seed-{seed}") for row in ("dsn", "lc")})
     mean = verdicts.difference(ev, "lc-unbalanced", "dsn-unbalanced", "test", seeds=True).short

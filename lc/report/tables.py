@@ -217,22 +217,29 @@ def label_ratios(record: records.Record) -> pd.DataFrame:
     return _by_class(record, ratios, [f"stage {s + 2} / stage {s + 1}" for s in range(len(ratios))])
 
 
+def count_ratios(record: records.Record) -> pd.DataFrame:
+    """Fig. 5a, read the other way: pixels of each class that a stage decided over those that the stage before decided (val)."""
+    decided = np.array(record["metrics"]["val"]["decided_pixels"], float)
+    ratios = np.divide(decided[1:], decided[:-1], out=np.full(decided[1:].shape, np.nan), where=decided[:-1] > 0)
+    return _by_class(record, ratios, [f"stage {s + 2} / stage {s + 1}, decided" for s in range(len(ratios))])
+
+
 def decided_shares(record: records.Record) -> pd.DataFrame:
     """Fig. 5b: share of each class's pixels that each stage decided, in percent (val)."""
     shares = metrics.decided_share(np.array(record["metrics"]["val"]["decided_pixels"]))
     return _by_class(record, 100 * shares, [f"stage {s + 1}" for s in range(len(shares))])
 
 
-def difficulty_shares(record: records.Record) -> pd.DataFrame:
-    """Fig. 1b left: share of each class's pixels in ES, MS and HS, percent."""
-    sets = _by_class(record, record.arrays["sets"][0], ["ES", "MS", "HS"])
+def difficulty_shares(record: records.Record, of: int = 0) -> pd.DataFrame:
+    """Fig. 1b left: share of each class's pixels in ES, MS and HS, percent; of the whole cascade (0) or of stage 1 alone (1)."""
+    sets = _by_class(record, record.arrays["sets"][of], ["ES", "MS", "HS"])
     return 100 * sets.div(sets.sum(axis=1), axis=0)
 
 
-def near_boundary(record: records.Record) -> pd.DataFrame:
-    """Fig. 1b right as a curve: share of the pixels of each set within so many pixels (rows) of an object boundary, percent."""
-    total = record.arrays["sets"][0].sum(1)
-    near = 100 * record.arrays["near"][0].T / np.append(total, total.sum())
+def near_boundary(record: records.Record, of: int = 0) -> pd.DataFrame:
+    """Fig. 1b right as a curve: share of the pixels of each set within so many pixels (rows) of an object boundary, percent; `of` as above."""
+    total = record.arrays["sets"][of].sum(1)
+    near = 100 * record.arrays["near"][of].T / np.append(total, total.sum())
     return pd.DataFrame(near, index=pd.RangeIndex(1, len(near) + 1, name="band"), columns=["ES", "MS", "HS", "all"])
 
 

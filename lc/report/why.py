@@ -179,12 +179,13 @@ def border(ev: Evidence) -> pd.DataFrame:
 
 
 def seeds(ev: Evidence) -> pd.DataFrame:
-    """Gains of LC, plain, with a halo and reading features, over DSN and IRNet, and of the other methods of Table 2: per seed and their
-    mean, on both splits; intervals over images, of the mean over seeds too."""
+    """Gains of LC, plain, with a halo and reading features, over DSN and IRNet, of twice the width and without balanced classes over theirs, and of
+    the other methods of Table 2: per seed and their mean, on both splits; intervals over images, of the mean over seeds too."""
     others = ("LC", "MC"), ("LC", "DSN + Dropout"), ("DSN + Dropout", "DSN"), ("MC", "IRNet"), ("DSN", "IRNet")
     pairs = [(lc, control) for lc in (LC, HALO, "lc-features") for control in (DSN, IRNET)]
+    changed = ("lc-wide-features", "dsn-wide"), ("lc-unbalanced", "dsn-unbalanced"), ("lc-unbalanced", "irnet-unbalanced")
     rows = {}
-    for a, b in [*pairs, *((METHODS[a], METHODS[b]) for a, b in others)]:
+    for a, b in [*pairs, *(pair for pair in changed if {*pair} <= set(ev.records)), *((METHODS[a], METHODS[b]) for a, b in others)]:
         for split in ev.splits:
             found = seed_gains(ev, a, b, split)
             there = [drawn for drawn in found.values() if drawn is not None]
