@@ -88,10 +88,8 @@ def run(args) -> None:
     from lc.data import SegmentationSet
     name, _ = experiments.chosen_profile(args.profile)
     chosen = [experiments.experiment(name, e) for e in args.experiments] or list(experiments.catalogue(name).values())
-    found = {entry.name: records.find(entry) for entry in chosen}
-    due = [entry for entry in chosen if found[entry.name] is None or (args.again and found[entry.name].stale)]
-    if args.experiments:  # a record may have come without its weights
-        due = [entry for entry in chosen if entry in due or not entry.study and runs.weights_path(entry.name, entry.run) is None]
+    due = [entry for entry in chosen if (record := records.find(entry)) is None or args.again and record.stale
+           or args.experiments and not entry.study and runs.weights_path(entry.name, entry.run) is None]  # a record may have come without its weights
     timings = [] if args.experiments else records.bench_missing(name)
     if not due and not timings:
         print(f"{name}: no run is missing")

@@ -135,21 +135,6 @@ class MeanField(nn.Module):
         return found
 
 
-def fcn8s(num_classes: int, width: float, weights: str) -> System:
-    """FCN-8s."""
-    return [FCN8s(num_classes, width, weights)], [nn.Identity()]
-
-
-def segnet(num_classes: int, width: float, weights: str) -> System:
-    """SegNet."""
-    return [SegNet(num_classes, width, weights)], [nn.Identity()]
-
-
-def crf_rnn(num_classes: int, width: float, weights: str) -> System:
-    """CRF-RNN on FCN-8s; its one stage has the parameters of FCN-8s, from whose weights it starts."""
-    return [FCN8s(num_classes, width, weights, with_image=True)], [MeanField(num_classes)]
-
-
 def deeplab(num_classes: int, width: float, weights: str) -> System:
     """DeepLab with a large field of view (Chen et al. 2015): VGG16 at stride 8, fc6 3x3 with dilation 12."""
     body = nn.Sequential(*_vgg(width, weights, dilated=True))
@@ -172,4 +157,6 @@ def dilation(num_classes: int, width: float, weights: str) -> System:
     return [body], [nn.Sequential(OrderedDict(front=front, context=Context(num_classes)))]
 
 
-SYSTEMS = {"fcn8s": fcn8s, "segnet": segnet, "deeplab": deeplab, "deeplab-v2": deeplab_v2, "dilation": dilation, "crf-rnn": crf_rnn}
+SYSTEMS = {  # by number of classes, width and weights; CRF-RNN's stage has the parameters of FCN-8s, from whose weights it starts
+    "fcn8s": lambda *of: ([FCN8s(*of)], [nn.Identity()]), "segnet": lambda *of: ([SegNet(*of)], [nn.Identity()]), "deeplab": deeplab,
+    "deeplab-v2": deeplab_v2, "dilation": dilation, "crf-rnn": lambda *of: ([FCN8s(*of, with_image=True)], [MeanField(of[0])])}

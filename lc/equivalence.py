@@ -30,18 +30,17 @@ LEAST = 1.0  # that a difference is relative to: a bias in front of batch norm h
 
 def check(profile: str, root: str | None) -> list[str]:
     """Compare every stale record of a profile; one line per pair of sources. Raises InputError where a number has changed."""
-    found = [record for record in (records.find(entry) for entry in catalogue(profile).values()) if record]
     groups: dict[tuple[str, str], list[Record]] = {}
-    for record in found:
-        if record.stale:
+    for record in map(records.find, catalogue(profile).values()):
+        if record and record.stale:
             groups.setdefault((record["source_hash"], record.source_now), []).append(record)
     lines = []
     for (made, now), group in groups.items():
         known, apart = records.equivalents(), {}
         for (commit, already), same in _by_proof(group).items():
             apart |= {stem: already + more for stem, more in differences(same, commit, root).items()}
-        far = [record for record in group if apart[record.path.stem] > ROUNDING]
-        if changed := [record.experiment for record in far if apart[record.path.stem] > noise(record, root)]:
+        far = [record for record in group if not apart[record.path.stem] <= ROUNDING]
+        if changed := [record.experiment for record in far if not apart[record.path.stem] <= noise(record, root)]:
             raise InputError(f"sources {made} and {now} do not compute the same for {', '.join(changed)}; remake these runs with "
                              f"`python -m lc run --profile {profile} --again`")
         worst, before, here = max(apart.values()), known.get(made, {}), records.provenance("")
@@ -115,12 +114,6 @@ def _arrays(tree: Path, group: list[Record], root: str | None, double: bool, cor
         return [dict(np.load(target)) for target in targets]
 
 
-def _miniature(config: dict) -> dict:
-    """The same run on a few images, one epoch a phase, from random weights."""
-    return {**config, "data": {**config["data"], "limit": IMAGES}, "train": {**config["train"], "batch_size": IMAGES // 2}, "start": None,
-            "phases": [{**phase, "epochs": 1} for phase in config["phases"]]}
-
-
 def probe(config: dict, double: bool, root: str) -> dict[str, np.ndarray]:
     """Run in one tree: train the miniature; its weights and counts."""
     import torch
@@ -128,7 +121,8 @@ def probe(config: dict, double: bool, root: str) -> dict[str, np.ndarray]:
     from lc.data import SegmentationSet
     from lc.evaluate import evaluate
     from lc.train import Trainer
-    config = _miniature(config)
+    config = {**config, "data": {**config["data"], "limit": IMAGES}, "train": {**config["train"], "batch_size": IMAGES // 2}, "start": None,
+              "phases": [{**phase, "epochs": 1} for phase in config["phases"]]}  # a few images, one epoch a phase, from random weights
     if double:
         torch.set_default_dtype(torch.float64)
         torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double  # what the sources make single on purpose

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
@@ -109,7 +110,6 @@ def write(entry: Experiment, values: dict, arrays: dict, history: str = "") -> R
     """Write arrays and history, then the JSON last: a record that is there is complete."""
     import numpy as np
     path = record_path(entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
     write_whole(path.with_suffix(".npz"), packed.getvalue())
@@ -167,6 +167,7 @@ def provenance(device: str, *more: str) -> dict:
     def git(*command: str) -> str:
         return subprocess.run(["git", "-C", str(paths.ROOT), *command], capture_output=True, text=True).stdout.strip()
 
-    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": bool(git("status", "--porcelain", "--", "lc")),
+    return {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": git("rev-parse", "HEAD") or "unknown",
+            "dirty": bool(git("status", "--porcelain", "--", "lc")),
             "source_hash": source_hash(*more), "python": sys.version.split()[0], "device": device,
             "packages": {name: metadata.version(name) for name in PACKAGES}}

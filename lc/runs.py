@@ -4,13 +4,10 @@ import io
 import os
 import shutil
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
-from datetime import datetime, timezone
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -19,7 +16,7 @@ from safetensors.torch import load_file
 
 from lc import paths, records
 from lc.cascade import LayerCascade
-from lc.config import DataConfig, RunConfig
+from lc.config import RunConfig
 from lc.data import IGNORE, SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
@@ -46,7 +43,7 @@ def trained(profile_name: str, name: str, device: torch.device | str = "cpu", we
     spec = SPECS[entry.run.data.name]
     try:
         return load_model(entry.run, len(spec.names), path, device), spec
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, SafetensorError, OSError) as error:
         raise InputError(f"{path} does not fit the network of {profile_name}/{name} ({str(error).splitlines()[0]}); give its experiment") from None
 
 
@@ -63,7 +60,7 @@ def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0,
     due = with_needed(due)
     jobs = max(1, min(jobs, len(due)))  # one run has all the cores
     waiting, running = {entry.name: entry for entry in due}, {}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs), os.getpid())) if jobs > 1 else _here() as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _take_share, (max(1, threads() // jobs), os.getpid())) if jobs > 1 else _Here() as pool:
         while waiting or running:
             free = [entry for entry in waiting.values() if not needs(entry) & (waiting.keys() | set(running.values()))]
             for entry in free[:jobs - len(running)]:
@@ -76,12 +73,12 @@ def run_all(due: list[Experiment], root, device: torch.device, workers: int = 0,
                 ended.result()
 
 
-def _here() -> nullcontext:
-    """Of an executor what `run_all` uses; in this thread, which alone hears of an interrupt."""
-    def submit(call, *args) -> Future:
+class _Here(Executor):
+    """Makes runs in this thread, which alone hears of an interrupt."""
+
+    def submit(self, call, *args) -> Future:
         (done := Future()).set_result(call(*args))
         return done
-    return nullcontext(SimpleNamespace(submit=submit))
 
 
 def with_needed(due: list[Experiment]) -> list[Experiment]:
@@ -112,10 +109,7 @@ def needs(entry: Experiment) -> set[str]:
     return {_name_of(run) for run in before if run} | ({"dsn"} if entry.study else set())
 
 
-@lru_cache(maxsize=8)
-def _split(data: DataConfig, split: str, root) -> SegmentationSet:
-    """A split, with the images that it keeps in memory, for all runs of a process."""
-    return SegmentationSet(data, split, root)
+_split = lru_cache(maxsize=8)(SegmentationSet)  # a split, with the images that it keeps in memory, for all runs of a process
 
 
 def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> records.Record:
@@ -123,16 +117,14 @@ def execute(entry: Experiment, root, device: torch.device, workers: int = 0) -> 
     if entry.study:
         return study(entry, root, device)
     folder = paths.checkpoints(entry.run.profile) / records.stem(entry.name, entry.run)
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with alone_in(paths.folder(folder)):
         return _execute(entry, root, device, workers, folder)
 
 
 def _execute(entry: Experiment, root, device: torch.device, workers: int, folder: Path) -> records.Record:
     train = _split(entry.run.data, "train", root)
     splits = {split: _split(entry.run.data, split, root) for split in ("val", "test") if split in train.spec.counts}
-    made_on = {**records.provenance(device_name(device), *records.modules(entry.run.model.network)),
-               "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    made_on = records.provenance(device_name(device), *records.modules(entry.run.model.network))
     trainer = Trainer(entry.run, train, splits["val"], folder, device, *begins_with(entry.run), workers)
     model = trainer.fit()
     seconds, trained = trainer.seconds, time.perf_counter()
@@ -167,13 +159,13 @@ def _execute(entry: Experiment, root, device: torch.device, workers: int, folder
 def study(entry: Experiment, root, device: torch.device) -> records.Record:
     """Evaluate finished weights as lc.studies says, on the validation split, and write a record of that."""
     clock, run = time.perf_counter(), entry.run
+    made_on = records.provenance(device_name(device), *records.modules(run.model.network, entry.name))
     data = _split(run.data, "val", root)
     model, dsn = (trained(run.profile, name, device)[0] for name in (_name_of(run), "dsn"))
     module, _ = STUDIES[entry.study]
     values, arrays = importlib.import_module(f"lc.{module}").STUDIES[entry.study](model, dsn, data, run.rho)
     record = records.write(entry, {
-        **records.provenance(device_name(device), *records.modules(run.model.network, entry.name)),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": run.seed, "of": records.stem(_name_of(run), run),
+        **made_on, "seed": run.seed, "of": records.stem(_name_of(run), run),
         "evaluate_seconds": round(time.perf_counter() - clock, 1), "data": _describe(data), "study": values}, arrays)
     print(f"  {entry.name}: {record['evaluate_seconds']} s; record {record.path.relative_to(paths.ROOT)}", flush=True)
     return record

@@ -99,12 +99,11 @@ def make_optimizer(model: nn.Module, train: TrainConfig, phase: Phase, steps: in
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": train.weight_decay},
               {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0}]
-    makers = {"adamw": lambda: torch.optim.AdamW(groups, lr=phase.lr), "sgd": lambda: torch.optim.SGD(groups, lr=phase.lr, momentum=0.9)}
-    optimizer = makers[train.optimizer]()
+    optimizer = torch.optim.AdamW(groups, lr=phase.lr) if train.optimizer == "adamw" else torch.optim.SGD(groups, lr=phase.lr, momentum=0.9)
+    if train.schedule == "poly":
+        return optimizer, PolynomialLR(optimizer, total_iters=steps, power=0.9)
     rise = 0.25 if steps == 5 else 0.2  # a rise of one step would divide by zero
-    schedules = {"one-cycle": lambda: OneCycleLR(optimizer, phase.lr, total_steps=steps, pct_start=rise),
-                 "poly": lambda: PolynomialLR(optimizer, total_iters=steps, power=0.9)}
-    return optimizer, schedules[train.schedule]()
+    return optimizer, OneCycleLR(optimizer, phase.lr, total_steps=steps, pct_start=rise)
 
 
 def _ramped_ema(decay: float):

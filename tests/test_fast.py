@@ -159,8 +159,7 @@ def test_exported(model, name, reading, halo):
         for rho, depth in ((1.0, None), (between(cascade, x, 0.5), None), (between(cascade, x, 0.2), None), (between(cascade, x, 0.2), 2), (0.0, None)):
             same(made(x, rho, depth), cascade(x, rho, depth))
         masks = [timing.blob(share, (8, 8), 0, 2) for share in (0.6, 0.3)]
-    with timing.given(masks):
-        same(made(x, masks=masks), cascade(x, 0.5))
+    same(made(x, masks=masks), cascade(x, 0.5, masks=masks))
 
 
 @torch.no_grad()
@@ -307,8 +306,7 @@ def test_given_masks_are_what_is_computed(model):
     """The same for the plain and the prepared cascade: these pixels reach stages 2 and 3, one after the other, call after call."""
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     masks = [timing.blob(share, (16, 16), 0) for share in (0.6, 0.3)]
-    with timing.given(masks):
-        plain, fast, again = (m(image, 0.5) for m in (model, prepare(model), model))
+    plain, fast, again = (m(image, 0.5, masks=masks) for m in (model, prepare(model), model))
     assert torch.equal(plain.handed[1], masks[0]) and torch.equal(fast.handed[2], masks[1]) and torch.equal(again.handed[2], masks[1])
     torch.testing.assert_close(plain.log_probs.exp(), fast.log_probs.exp(), atol=2e-5, rtol=1e-4)
 

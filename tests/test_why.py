@@ -254,9 +254,9 @@ def test_many_settings_are_one_sentence(house, monkeypatch):
     assert list(table["speed-up"]) == ["1.63x", "1.00x [0.90, 1.10]", "4.00x [3.90, 4.10]"] and list(table["ideal"])[1:] == ["3.00x"] * 2
     monkeypatch.setattr(claims, "speed_files", speedups.speed_files)
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"where": kind, "key": "", "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "dense_form": "folded"}]}])
-    assert [len(frame) for frame in speedups.table(ev)] == [5]
+    assert [len(frame) for frame in speedups.table(ev)] == [1 + len(speedups.TIMED)]
     shapes = Evidence(profile("shapes"), {"dsn": fake_record("shapes", "dsn")})
-    assert [list(frame.index) for frame in speedups.table(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "cascade"), (" of twice its width", "lc-wide"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
+    assert [list(frame.index) for frame in speedups.table(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "cascade"), (", classes not balanced", "lc-unbalanced"), (" of twice its width", "lc-wide"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
     assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
     monkeypatch.setattr(claims, "speed_files", lambda _: [])
     assert claims._fact("speed", "0.985", None) == ("open", "not run")

@@ -67,8 +67,7 @@ class Evidence:
 
 def evidence(profile_name: str) -> Evidence:
     """Read every record of a profile."""
-    found = {name: records.find(entry) for name, entry in catalogue(profile_name).items()}
-    return Evidence(profile(profile_name), {name: record for name, record in found.items() if record})
+    return Evidence(profile(profile_name), {name: found for name, entry in catalogue(profile_name).items() if (found := records.find(entry))})
 
 
 def percent(record: records.Record, split: str) -> float:
@@ -264,7 +263,7 @@ def speed_files(kind: str, profile_name: str = "") -> list[dict]:
     found = []
     for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
         bench, settings = json.loads(path.read_text()), {}
-        if bench["kind"] not in (kind, f"halo-{bench.get('halo')}"):  # of a run whose name begins like this one's
+        if bench["kind"] != kind and kind != "halo":  # of a run whose name begins like this one's
             continue
         for row in bench["rows"]:
             dtype, batch, size = ({**bench, **row}[key] for key in ("dtype", "batch", "size"))

@@ -8,7 +8,7 @@ import pandas as pd
 from lc.experiments import catalogue
 from lc.paper import published
 from lc.report.speedups import SMALL, answer
-from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_near, decided_shares, difference_printed, difficulty_shares, draws,
+from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_near, decided_shares, difference_printed, difficulty_shares,
                                gain, interval, label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs,
                                seed_gains, selection_table, words)
 
@@ -53,11 +53,10 @@ def difference(ev: Evidence, a: str, b: str, split: str = "", seeds: bool = Fals
     """mIoU of experiment a less that of b, on a split or (by default) on test where there is one. seeds: the mean over all seeds of the profile;
     None if it has one, or one is missing."""
     split = split or ev.splits[-1]
-    counts = f"confusions_{split}"
-    drawn = [*seed_gains(ev, a, b, split).values()] if seeds else [draws(ev[a], counts) - draws(ev[b], counts)]
+    drawn = [*seed_gains(ev, a, b, split).values()] if seeds else [gain(ev, a, b, split)]
     if any(one is None for one in drawn) or seeds and len(drawn) == 1:
         return None
-    return Difference(*interval(over_seeds(drawn) if seeds else drawn[0]), len(ev[a].arrays[counts]), split)
+    return Difference(*interval(over_seeds(drawn)), len(ev[a].arrays[f"confusions_{split}"]), split)
 
 
 def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str, effect: bool = True) -> str:

@@ -27,7 +27,7 @@ from lc.region import Region
 from lc.region_conv import RegionTensor
 from lc.speed import cost, fast
 from lc.speed.opponents import capture, dense_forms, difference, ready, with_spconv
-from lc.speed.timing import CPU, alternate, blob, by_setting, compare, given, paper_regions, quartiles, shares_left, undisturbed, write
+from lc.speed.timing import CPU, alternate, blob, by_setting, compare, paper_regions, quartiles, shares_left, undisturbed, write
 from lc.speed.trained import forms, network_on, on_device
 from lc.train import autocast_dtype, cascade_loss, make_optimizer, set_trainable, training_format
 
@@ -230,9 +230,9 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
     later = LayerCascade([nn.Identity(), *model.stages[1:]], model.heads)
     features = model.stages[0](image).detach().requires_grad_()
 
-    def step(net: LayerCascade, x: Tensor, masks: list[Tensor] | None, form: Callable | None = None) -> None:
-        with given(masks), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            out = (net if form is None else form)(x, 0.5 if masks else 1.0)
+    def step(net: LayerCascade, x: Tensor, masks: list[Tensor], form: Callable | None = None) -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            out = (form or net)(x, 0.5 if masks else 1.0, masks=masks)
         cascade_loss(out, label, (1, 2, 3) if net is model else (2, 3)).backward()
         if net is model:
             optimizer.step()
@@ -242,9 +242,9 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
         regions, left = paper_regions(rho, grid, batch, device)
         for masks in regions if device.type == "cuda" else ():
             step(net, x, masks)
-        makers = {"torch.compile": lambda: partial(step, net, x, None, torch.compile(net))} if device.type == "cuda" else {}
+        makers = {"torch.compile": lambda: partial(step, net, x, [], torch.compile(net))} if device.type == "cuda" else {}
         compiled, missing = ready(makers)  # compiled before the clock starts, and before other processes are watched
-        calls = {"as trained": partial(step, net, x, None), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
+        calls = {"as trained": partial(step, net, x, []), "all active": partial(step, net, x, [torch.ones_like(mask) for mask in regions[0]]),
                  **compiled, "region": lambda turn=itertools.cycle(regions[1:] + regions[:1]): step(net, x, next(turn))}  # the first of 1.01
         absent |= missing
         before = float(net is model)  # stage 1 counts in the whole step only

@@ -4,11 +4,8 @@ A multiply-add (MAC) of a convolution: kernel area x inputs x outputs, for each 
 cascade saves follows from the shares of the pixels that reach each stage.
 """
 import copy
-import json
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -81,13 +78,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    with tempfile.TemporaryDirectory() as folder:
-        profiler.export_chrome_trace(f"{folder}/trace.json")
-        found = sorted((e for e in json.loads(Path(folder, "trace.json").read_text())["traceEvents"] if e["name"] == "[memory]"),
-                       key=lambda e: e["ts"])
-    totals = [event["args"]["Total Allocated"] for event in found] or [0]
-    # less what earlier profiles saw and nobody freed
-    return max(totals) - sum(event["args"]["Total Allocated"] - event["args"]["Bytes"] for event in found[:1])
+    events = sorted((event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    return int(np.cumsum([0, *(event.nbytes() for event in events)]).max())
 
 
 CAPTIONS = {"forms_ms": "milliseconds of every form that was timed", "stage_ms": "milliseconds of each of our stages",

@@ -42,7 +42,7 @@ def prepare(model: LayerCascade) -> LayerCascade:
     model.stages[0] = _dense(model.stages[0])
     at_work = (m for m in model.stages[0].modules() if isinstance(m, FastStage) or m._parameters or m._buffers)
     if isinstance(next(at_work, None), FastStage | None):  # a block, here or in the next stage, would overwrite the caller's image
-        model.stages[0].register_forward_pre_hook(_copied)
+        model.stages[0].register_forward_pre_hook(lambda _, images: images[0].clone())
     blocks = [block for stage in model.stages[1:] for block in _in_a_row(stage)]
     if not (model.reading == "zero" or model.reading == "features" and all(isinstance(block, (Residual, Mixed)) for block in blocks)):
         return model
@@ -52,10 +52,6 @@ def prepare(model: LayerCascade) -> LayerCascade:
         if isinstance(head, Head) and (model.reading == "zero" or head.hidden[0].kernel_size == (1, 1)):  # a wider one reads features
             model.heads[number] = FastStage(*_run(head))
     return model
-
-
-def _copied(stage: nn.Module, images: tuple[Tensor]) -> Tensor:
-    return images[0].clone()
 
 
 def _in_order(part: nn.Module) -> bool:
@@ -288,7 +284,9 @@ class FastResidual(FastMixed):
 
 class GraphCascade(nn.Module):
     """A cascade for inference whose calls run in graphs, one for each size of image and depth, made at its first call: call it like the original.
-    first: stage 1 and its head, folded; later: of each other stage the fast parts, and those of its head. ValueError for a part that has none."""
+    first: stage 1 and its head, folded; later: of each other stage the fast parts, and those of its head. ValueError for a part that has none.
+    A subclass has graph(later, *values): what gives log_probs (N, K, h, w) and handed (S, N, h, w) of image (N, 3, H, W), rho () and masks (N, h,
+    w) of the sizes of these values."""
 
     def __init__(self, model: LayerCascade):
         super().__init__()
@@ -300,10 +298,6 @@ class GraphCascade(nn.Module):
         if unknown:
             raise ValueError(f"no graph for {', '.join(sorted(unknown))} with reading {model.reading!r}: call the cascade itself, or "
                              "lc.speed.fast.prepare")
-
-    def graph(self, later: list, *values: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-        """From image (N, 3, H, W), rho () and masks (N, h, w), of the sizes of these values, to log_probs (N, K, h, w) and handed (S, N, h, w)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: tuple[Tensor, ...] = ()) -> CascadeOutput:

@@ -160,26 +160,15 @@ def _ready(product, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return product.weight.t().to(dtype).contiguous(), product.bias.to(dtype)
 
 
-class DeviceConv:
-    """A lc.speed.fast.FastConv on device rows."""
-
-    def __init__(self, part: FastConv, dtype: torch.dtype):
-        self.conv, self.relu, (self.weight, self.bias) = part.conv, part.product.relu, _ready(part.product, dtype)
-
-    def __call__(self, rows: Tensor, region: DeviceRegion, out: Tensor | None = None) -> Tensor:
-        """(P, C) to (P, O)."""
-        return convolve(rows, self.weight, self.bias, region, out, self.conv.kernel_size, self.conv.dilation, self.relu)
+def device_conv(part: FastConv, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """A lc.speed.fast.FastConv on device rows: (P, C), a region and, perhaps, a buffer to (P, O)."""
+    weight, bias = _ready(part.product, dtype)
+    return lambda rows, region, out=None: convolve(rows, weight, bias, region, out, *part.window, part.product.relu)
 
 
-class DevicePool:
-    """A lc.speed.fast.FastPool on device rows."""
-
-    def __init__(self, part: FastPool, dtype: torch.dtype):
-        self.kernel, self.dilation = _pair(part.pool.kernel_size), part.pool.dilation
-
-    def __call__(self, rows: Tensor, region: DeviceRegion, out: Tensor | None = None) -> Tensor:
-        """(P, C) to (P, C)."""
-        return pool(rows, region.slots, region, out, self.kernel, self.dilation)
+def device_pool(part: FastPool, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """A lc.speed.fast.FastPool on device rows: (P, C), a region and, perhaps, a buffer to (P, C)."""
+    return lambda rows, region, out=None: pool(rows, region.slots, region, out, _pair(part.pool.kernel_size), part.pool.dilation)
 
 
 class DeviceMixed:
@@ -190,10 +179,11 @@ class DeviceMixed:
         chained = [len(chain) > 0 for chain in part.chains]
         if chained != sorted(chained):
             raise ValueError("a branch of one layer behind a longer one: run this network through lc.speed.fast")
-        self.pool, self.entry = part.pool and DevicePool(part.pool, dtype), _ready(part.entry, dtype)
-        self.chains = [(width, [DeviceConv(conv, dtype) for conv in chain]) for width, chain in zip(part.widths, part.chains) if len(chain)]
-        self.direct = sum(part.widths) - sum(width for width, _ in self.chains)
-        self.ends = self.direct + sum(chain[-1].conv.out_channels for _, chain in self.chains)
+        self.pool, self.entry = part.pool and device_pool(part.pool, dtype), _ready(part.entry, dtype)
+        self.chains = [(width, chain[-1].conv.out_channels, [device_conv(conv, dtype) for conv in chain])
+                       for width, chain in zip(part.widths, part.chains) if len(chain)]
+        self.direct = sum(part.widths) - sum(width for width, *_ in self.chains)
+        self.ends = self.direct + sum(outputs for _, outputs, _ in self.chains)
         self.width = self.ends + (self.entry[0].shape[0] if self.pool else 0)
         residual = isinstance(part, FastResidual)
         self.project, self.relu = (_ready(part.project, dtype), part.relu) if residual else (None, None)
@@ -201,15 +191,15 @@ class DeviceMixed:
 
     def __call__(self, rows: Tensor, region: DeviceRegion) -> Tensor:
         """(P, C) to (P, O); a residual block whose shortcut is its input works in place."""
-        buffer = rows.new_empty(len(rows), self.width + sum(width for width, _ in self.chains))
+        buffer = rows.new_empty(len(rows), self.width + sum(width for width, *_ in self.chains))
         convolve(rows, *self.entry, region, buffer, split=(self.direct, self.width - self.direct))
         start, end = self.width, self.direct
-        for width, chain in self.chains:
+        for width, outputs, (*convs, last) in self.chains:
             part, start = buffer[:, start:start + width], start + width
-            for conv in chain[:-1]:
+            for conv in convs:
                 part = conv(part, region)
-            chain[-1](part, region, buffer[:, end:end + chain[-1].conv.out_channels])
-            end += chain[-1].conv.out_channels
+            last(part, region, buffer[:, end:end + outputs])
+            end += outputs
         if self.pool is not None:
             self.pool(rows, region, buffer[:, self.ends:self.width])
         if self.project is None:
@@ -219,7 +209,7 @@ class DeviceMixed:
         return convolve(buffer[:, :self.width], *self.project, region, rows, relu=self.relu, add=True)
 
 
-DEVICE = {FastConv: DeviceConv, FastPool: DevicePool, FastMixed: DeviceMixed, FastResidual: DeviceMixed}
+DEVICE = {FastConv: device_conv, FastPool: device_pool, FastMixed: DeviceMixed, FastResidual: DeviceMixed}
 
 
 class DeviceCascade(GraphCascade):

@@ -1,16 +1,12 @@
 """Timing that holds on a machine with neighbours: contestants take turns, a time that means nothing is an error, and what is timed is kept;
 and the regions that they are timed on."""
-import itertools
 import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from datetime import datetime, timezone
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import psutil
@@ -32,8 +28,7 @@ BUSY = 0.2  # cores that other processes may use meanwhile
 
 def write(kind: str, device: torch.device, values: dict, target: Path | None, profile_name: str = "") -> Path:
     """The timing file, with device, packages and commit."""
-    values = {"schema": records.SCHEMA, "kind": kind, **provenance(device),
-              "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "dtype": "float32", "threads": torch.get_num_threads(), **values}
+    values = {"schema": records.SCHEMA, "kind": kind, **provenance(device), "dtype": "float32", "threads": torch.get_num_threads(), **values}
     target = target or file_of(kind, device, profile_name)
     records.write_whole(target, (json.dumps(values, indent=1) + "\n").encode())
     return target
@@ -142,14 +137,6 @@ def paper_regions(rho: str, grid: tuple[int, int], batch: int, device: torch.dev
     scales = (1.0,) if fixed else (0.97, 0.99, 1.01, 1.03)
     found = [[blob(share * scale, grid, seed, batch).to(device) for share in shares_left(rho)] for seed, scale in enumerate(scales)]
     return found, torch.tensor([[Region(mask).dilate(halo).mask.float().mean() for mask in masks] for masks in found]).mean(0).tolist()
-
-
-@contextmanager
-def given(masks: list[Tensor] | None):
-    """Within the block cascades hand these pixels (if any are given) to stages 2, 3, ..., whatever they are sure of: the reason takes no time."""
-    turn = itertools.cycle(masks or ())
-    with mock.patch("lc.cascade.undecided", lambda *_: next(turn)) if masks else nullcontext():
-        yield
 
 
 def alternate(contestants: dict, repeats: int, device: torch.device = CPU) -> dict[object, np.ndarray]:

@@ -16,7 +16,7 @@ from lc.experiments import CASCADES, experiment
 from lc.paper import columns
 from lc.speed import cost, exported, fast
 from lc.speed.opponents import dense_forms, difference, ready
-from lc.speed.timing import alternate, blob, given, quartiles, undisturbed, write
+from lc.speed.timing import alternate, blob, quartiles, undisturbed, write
 
 
 def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None,
@@ -108,11 +108,8 @@ def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str,
 
 
 def network_on(model: nn.Module, image: Tensor, depth: int | None = None) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
-    """From masks for stages 2, 3, ... to the call that gives the log-probabilities of a cascade, or of one of its forms that take masks."""
-    def handed(masks: list[Tensor]) -> Tensor:
-        with given(masks):
-            return model(image, 0.5, depth).log_probs
-    return lambda masks: partial(handed, masks) if isinstance(model, LayerCascade) else lambda: model(image, 0.5, depth, tuple(masks)).log_probs
+    """From masks for stages 2, 3, ... to the call that gives the log-probabilities of a cascade, or of one of its forms."""
+    return lambda masks: lambda: model(image, 0.5, depth, tuple(masks)).log_probs
 
 
 def on_device(*values, **more) -> nn.Module:
