@@ -81,6 +81,7 @@ def image_at(path):
     (("predict", "--out", "README.md", "IMAGE"), "no folder can be made at README.md (File exists); give another place with --out"),
     (("predict", "--experiment", "study-crf", "IMAGE"), "study-crf evaluates finished weights and has none of its own; give --experiment lc-0.985"),
     (("predict", "--weights", "none.safetensors", "IMAGE"), "weights not found: none.safetensors does not exist; `lc train` says where it left some"),
+    (("predict", "--weights", "tests", "IMAGE"), "tests does not fit the network of camvid-lite/lc-0.985 ("),
     (("predict", "--weights", "README.md", "IMAGE"), "README.md does not fit the network of camvid-lite/lc-0.985 ("),
     (("predict", "--weights", "results/camvid-lite/weights/dsn-fc455956f1.safetensors", "--experiment", "vgg16-lc", "IMAGE"),
      "does not fit the network of camvid-lite/vgg16-lc (Error(s) in loading state_dict"),

@@ -470,6 +470,9 @@ def test_a_file_of_several_settings_is_shown_by_setting(house):
     found = tables.speed_files("network")
     assert [(bench["where"], bench["rows"]) for bench in found] == [("a GPU, bfloat16, batch 1, 8x16", rows[:2]), ("a GPU, float16, batch 1, 8x16", rows[2:])]
     assert [bench["where"] for bench in tables.speed_files("training")] == ["a GPU, bfloat16, batch 2, 1x1"]
+    for kind in ("halo-4", "halo-4-features"):
+        (folder / f"{kind}-a-gpu.json").write_text(json.dumps({"kind": kind, "halo": 4, "device": "a GPU", "rows": rows[:1]}))
+    assert [bench["kind"] for bench in tables.speed_files("halo")] == ["halo-4", "halo-4-features"], "with another reading, too"
 
 
 def test_bench_network(unhurried, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conftest import fake_record
-from lc import records, runs
+from lc import records, runs, studies
 from lc.__main__ import main
 from lc.config import override
 from lc.errors import InputError
@@ -225,3 +225,13 @@ def _alive(process: int) -> bool:
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def test_a_study_names_the_code_that_ran(house, monkeypatch):
+    """What stands in its record of commit and source was read before it began, as in a training's."""
+    order, entry = [], catalogue("smoke")["study-border"]
+    monkeypatch.setattr(runs, "_split", lambda *_: None), monkeypatch.setattr(runs, "_describe", lambda *_: {})
+    monkeypatch.setattr(runs, "trained", lambda *_: (None, None))
+    monkeypatch.setattr(records, "provenance", lambda *_: order.append("provenance") or {"commit": "before"})
+    monkeypatch.setitem(studies.STUDIES, "border", lambda *_: order.append("study") or ({}, {}))
+    assert runs.study(entry, None, CPU)["commit"] == "before" and order == ["provenance", "study"]
