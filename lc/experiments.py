@@ -27,7 +27,8 @@ FULL = (24, 6)  # epochs of the paper's network in a small profile, initial and 
 CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: kind of the file, and run
     *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in LARGER), "lc-full", "lc-full-halo-2")}}
 SEEDED = {"initial", "dsn", f"lc-{BEST_RHO}", "lc-halo-2", "lc-features", "dsn-dropout", "irnet", "mc",  # repeated with the other seeds
-          "initial-wide", "dsn-wide", "lc-wide-features", *(f"{row}-unbalanced" for row in ("initial", "dsn", "lc", "irnet"))}
+          "initial-wide", "dsn-wide", "lc-wide-features", *(f"{row}-unbalanced" for row in ("initial", "dsn", "lc")),
+          *(f"lc-unbalanced{key}" for key in LARGER)}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),

@@ -83,10 +83,10 @@ def rho_verdicts(ev: Evidence) -> list[str]:
         return ["Not all runs of Table 1 are there, or they are smoke runs: no verdict."]
     best, low = max(runs, key=lambda rho: percent(runs[rho], "val")), miou.index[-1]
     below = max((rho for rho in runs if rho != "1"), key=lambda rho: percent(runs[rho], "val"))
-    peak = verdict(ev, runs[below].experiment, "dsn", miou.max() - miou["1"],
+    peak = verdict(ev, f"lc-{below}", "dsn", miou.max() - miou["1"],
                    f"Some rho below 1 is better than rho = 1 (ours: {below}, the best of them on val, so val flatters it).")
     return [f"Best on val: rho = {best} ({percent(runs[best], 'val'):.2f} %); in the paper rho = {miou.idxmax()}.", peak,
-            verdict(ev, runs[low].experiment, "dsn", miou[low] - miou["1"], f"The smallest rho, {low}, loses.")]
+            verdict(ev, f"lc-{low}", "dsn", miou[low] - miou["1"], f"The smallest rho, {low}, loses.")]
 
 
 def stage_verdicts(ev: Evidence) -> list[str]:
@@ -181,8 +181,8 @@ def _order(ev: Evidence) -> str:
     ranks = "; ".join(_ranked(ev, ours, split) for split in ev.splits)
     better = lambda scores: f"{sum(value > scores['1'] for value in scores.values())} of {len(scores) - 1}"
     theirs = " > ".join(printed("2")["mIoU"].sort_values(ascending=False).index)
-    peaks = [better(scores) for scores in ({rho: percent(run, "val") for rho, run in runs.items()}, dict(paper))]
-    peak = " Thresholds below 1 that beat rho = 1: {} (val); paper: {}.".format(*peaks)
+    above = ", ".join(f"{better({rho: percent(run, split) for rho, run in runs.items()})} ({split})" for split in ev.splits)
+    peak = f" Thresholds below 1 that beat rho = 1: {above}; paper: {better(dict(paper))}."
     return f"The methods by mIoU (~: no difference shown between neighbours): {ranks}; paper: {theirs}." + peak * (len(runs) == len(paper))
 
 
