@@ -218,3 +218,17 @@ def test_crowded_points_stay_unlabelled():
     far, near = (pd.DataFrame({"ms": ms, "mIoU": miou}, index=index) for ms, miou, index in (([1.0, 9.0], [10.0, 90.0], ["a", "b"]), ([1.01], [10.1], ["c"])))
     axes = plots.trade_off({"one": far, "other": near}, "ms", Figure(figsize=(6, 4)).subplots(), "title")
     assert [text.get_text() for text in axes.texts] == ["a", "b"] and sum(len(line.get_xdata()) for line in axes.lines) == 3
+
+
+def test_claims_without_class_weights(house):
+    """Judged on the runs without, by the same rules; empty where a claim is on time, needs no run, or its runs are missing."""
+    names = ("dsn", "irnet", "lc-0.985", "dsn-unbalanced", "irnet-unbalanced", "lc-unbalanced")
+    found = {name: fake_record("camvid-lite", name, 40 * (name == "lc-unbalanced")) for name in names}
+    ev = tables.Evidence(profile("camvid-lite"), found)
+    table = claims.claims(ev).assign(plain=claims.without_weights(ev)).set_index("claim")
+    gain = "LC is more accurate than deep supervision alone (DSN)"
+    assert table.loc[gain, "verdict"] == "not shown" and table.loc[gain, "plain"].startswith(f"reproduced: {verdicts.difference(ev, 'lc-unbalanced', 'dsn-unbalanced')}")
+    told = set(table.index[table["plain"] != ""])
+    assert "Deep supervision gains over IRNet" in told and "LC is more accurate than a model cascade" not in told, "MC is missing"
+    assert not told & set(table.index[table["test"].isin((*claims.FACTS, *claims.TIMES))])
+    assert not claims.without_weights(tables.Evidence(ev.profile, {name: found[name] for name in names[:3]})).str.startswith("reproduced: +").any()

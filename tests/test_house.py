@@ -62,7 +62,7 @@ def test_readme_numbers_are_those_of_the_records():
     assert block == readme.block(tables.evidence("camvid-lite"))
 
 
-PARTS = {"lc": 3980, "lc/report": 1730, "lc/speed": 1520}  # lines; the aim for all is 3,000: what a part gains elsewhere it must lose
+PARTS = {"lc": 3975, "lc/report": 1735, "lc/speed": 1520}  # lines; the aim for all is 3,000: what a part gains elsewhere it must lose
 
 
 @pytest.mark.parametrize("part", PARTS)

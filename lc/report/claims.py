@@ -19,7 +19,7 @@ from lc.report.tables import (BOUNDARY, Evidence, decided_near, decided_shares, 
 
 SHARE = 10       # points by which a share of pixels may differ
 CHECKED = ("audit", "voc lists", "voc background", "label map", "parameters", "stage parameters")  # against the paper itself, or the labels of VOC
-FACTS = (*CHECKED, "speed", "training", "order")
+FACTS, TIMES = (*CHECKED, "speed", "training", "order"), ("faster", "time falls", "later time")
 COMPARISONS = ("gain", "no effect", "robust", "peak", "applies", "faster", "monotone", "time falls", "later time")
 SPELT = {"reproduced": "reproduced", "in part": "in part", "not shown": "no difference shown", "not": "not reproduced", "open": "not tested yet",
          "not here": "not testable here"}  # verdicts, in sentences
@@ -33,10 +33,16 @@ def claims(ev: Evidence) -> pd.DataFrame:
             verdict, number = _judge(ev, row)
         except (KeyError, FileNotFoundError, StopIteration):
             verdict, number = "open", "not run"
-        kind = "checked" if row["test"] in CHECKED else "tested"
-        table.append({"kind": kind, "claim": row["claim"], "place": row["place"], "page": link(row["page"]), "verdict": verdict, "number": number,
-                      "records": ", ".join(name for name in row["on"].partition("|")[0].split() if name in ev.records)})
+        table.append({"test": row["test"], "claim": row["claim"], "place": row["place"], "page": link(row["page"]), "verdict": verdict,
+                      "number": number, "records": ", ".join(name for name in row["on"].partition("|")[0].split() if name in ev.records)})
     return pd.DataFrame(table)
+
+
+def without_weights(ev: Evidence) -> pd.Series:
+    """What becomes of each claim on accuracy and on shares of pixels in the runs without balanced classes; empty for the others."""
+    table = claims(ev.unbalanced)
+    tells = ~table["test"].isin((*FACTS, *TIMES)) & ~table["verdict"].isin(["open", "not here"])
+    return (table["verdict"] + ": " + table["number"]).where(tells, "")
 
 
 def link(page: str) -> str:
@@ -47,8 +53,8 @@ def link(page: str) -> str:
 def summary(table: pd.DataFrame) -> str:
     """How many claims got which verdict, in two sentences: what our runs tested, and what was checked without any."""
     parts = []
-    for kind, what in (("tested", "that runs and timings can test"), ("checked", "checked against the paper's own numbers and VOC's labels")):
-        counts = table.loc[table["kind"] == kind, "verdict"].value_counts()
+    for checked, what in ((False, "that runs and timings can test"), (True, "checked against the paper's own numbers and VOC's labels")):
+        counts = table.loc[table["test"].isin(CHECKED) == checked, "verdict"].value_counts()
         parts.append(f"Of {counts.sum()} claims {what}: " + ", ".join(f"{counts[v]} *{said}*" for v, said in SPELT.items() if v in counts) + ".")
     return " ".join(parts)
 

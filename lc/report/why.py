@@ -183,7 +183,7 @@ def seeds(ev: Evidence) -> pd.DataFrame:
     the other methods of Table 2: per seed and their mean, on both splits; intervals over images, of the mean over seeds too."""
     others = ("LC", "MC"), ("LC", "DSN + Dropout"), ("DSN + Dropout", "DSN"), ("MC", "IRNet"), ("DSN", "IRNet")
     pairs = [(lc, control) for lc in (LC, HALO, "lc-features") for control in (DSN, IRNET)]
-    changed = ("lc-wide-features", "dsn-wide"), ("lc-unbalanced", "dsn-unbalanced"), ("lc-unbalanced", "irnet-unbalanced")
+    changed = ("lc-wide-features", "dsn-wide"), *((lc, "dsn-unbalanced") for lc in ("lc-unbalanced", "lc-unbalanced-features"))
     rows = {}
     for a, b in [*pairs, *(pair for pair in changed if {*pair} <= set(ev.records)), *((METHODS[a], METHODS[b]) for a, b in others)]:
         for split in ev.splits:
