@@ -25,10 +25,12 @@ HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
 LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of changed networks and data: name behind lc-large; change
 FULL = (24, 6)  # epochs of the paper's network in a small profile, initial and cascade training: what 2 cores with AMX train in two hours
 CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: kind of the file, and run
-    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in LARGER), "lc-full", "lc-full-halo-2")}}
+    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in LARGER),
+    "lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full", "lc-full-halo-2")}}
 SEEDED = {"initial", "dsn", f"lc-{BEST_RHO}", "lc-halo-2", "lc-features", "dsn-dropout", "irnet", "mc",  # repeated with the other seeds
           "initial-wide", "dsn-wide", "lc-wide-features", *(f"{row}-unbalanced" for row in ("initial", "dsn", "lc")),
-          *(f"lc-unbalanced{key}" for key in LARGER)}
+          *(f"lc-unbalanced{key}" for key in LARGER),
+          *(f"{row}-wide-unbalanced" for row in ("initial", "dsn", "lc")), "lc-wide-unbalanced-features"}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -196,14 +198,18 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 
 def _larger(p: Profile) -> list[Experiment]:
-    """DSN and LC with larger images, twice the channels, the paper's network, where the profile shrinks them; with all pixels weighing the same."""
+    """DSN and LC with larger images, twice the channels, the paper's network, where the profile shrinks them; with all pixels weighing the same,
+    and that with twice the channels."""
     initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
+    wide, same = replace(p.model, width=2 * p.model.width), replace(p.train, balance="none")
     smaller, full = p.data.name != "shapes" and p.model.width < 1, PROFILES["camvid"]
     changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
-               ("wide", "twice the width", replace(initial, model=replace(p.model, width=2 * p.model.width)), LARGER, {}),
+               ("wide", "twice the width", replace(initial, model=wide), LARGER, {}),
                ("full", "the paper's network", replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)),
                 {"": {}, "-halo-2": {"halo": 2}}, {"epochs": FULL[1], "lr": full.cascade_lr}),
-               ("unbalanced", "all pixels weigh the same", replace(initial, train=replace(p.train, balance="none")), LARGER, {})]
+               ("unbalanced", "all pixels weigh the same", replace(initial, train=same), LARGER, {}),
+               ("wide-unbalanced", "twice the width, all pixels weigh the same", replace(initial, model=wide, train=same),
+                {key: LARGER[key] for key in ("", "-features")}, {})]
     return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
 
 

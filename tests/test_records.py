@@ -174,7 +174,7 @@ def test_timings_that_are_missing(house):
     folder = paths.results("camvid-lite") / "bench"
     folder.mkdir(parents=True)
     large = [f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in ("", "-features", "-halo-2")]
-    large += ["lc-full", "lc-full-halo-2"]
+    large += ["lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full", "lc-full-halo-2"]
     assert records.bench_missing("camvid-lite") == ["cascade", "lc-halo-1", "lc-halo-2", "lc-halo-4", "lc-features", *large, "systems"]
     assert not set(large) & set(records.bench_missing("camvid"))
     for kind in ("cascade", "lc-halo-2-seed-1", "lc-halo-4", "lc-wide-features"):
@@ -193,7 +193,9 @@ def test_larger_runs_where_there_is_something_to_enlarge():
     assert [entry.run.phases[0].lr for entry in (initial, dsn, lc)] == [full.lr, full.cascade_lr, full.cascade_lr] and lc.run.start == dsn.run.start == initial.run
     assert lc.run.model == full.model and (dsn.run.rho, lc.run.rho) == (1.0, 0.985) and lc.control == dsn.name == "dsn-full"
     for row in ("initial", "dsn", "lc"):
-        assert entries[f"{row}-unbalanced"].run.train.balance == "none" != lite.train.balance
+        plain, wide = (entries[f"{row}-{key}"].run for key in ("unbalanced", "wide-unbalanced"))
+        assert plain.train.balance == wide.train.balance == "none" != lite.train.balance and plain.model == lite.model
+        assert wide.model == entries[f"{row}-wide"].run.model != plain.model
 
 
 def test_tables_1_and_2_without_balanced_classes(house):
