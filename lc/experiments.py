@@ -28,9 +28,9 @@ CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: k
     *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in LARGER),
     "lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full", "lc-full-halo-2")}}
 SEEDED = {"initial", "dsn", f"lc-{BEST_RHO}", "lc-halo-2", "lc-features", "dsn-dropout", "irnet", "mc",  # repeated with the other seeds
-          "initial-wide", "dsn-wide", "lc-wide-features", *(f"{row}-unbalanced" for row in ("initial", "dsn", "lc")),
-          *(f"lc-unbalanced{key}" for key in LARGER),
-          *(f"{row}-wide-unbalanced" for row in ("initial", "dsn", "lc")), "lc-wide-unbalanced-features"}
+          "initial-wide", "dsn-wide", "lc-wide-features", "lc-unbalanced-halo-2",
+          *(f"{row}-{what}" for what in ("unbalanced", "wide-unbalanced") for row in ("initial", "dsn", "lc")),
+          "lc-unbalanced-features", "lc-wide-unbalanced-features"}
 STUDIES = {  # name: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "border": ("studies", "how deep in a region LC's errors lie"),
@@ -87,7 +87,7 @@ PROFILES = {p.name: p for p in (
             TrainConfig(crop=(180, 240), scales=(0.9, 1.2), balance="median", ema=0.995, weight_decay=0.03),
             epochs=64, cascade_epochs=12, lr=4e-3, cascade_lr=1e-3, epoch_seconds=35, seeds=(0, 1, 2)),
     Profile("camvid", "stand-in", "one GPU", DataConfig("camvid"), ModelConfig(),
-            TrainConfig(crop=(360, 480), scales=(0.75, 1.5), balance="median", ema=0.995, weight_decay=0.03, exact_labels=True),
+            TrainConfig(crop=(360, 480), scales=(0.75, 1.5), ema=0.995, weight_decay=0.03, exact_labels=True),  # classes as in the paper
             epochs=200, cascade_epochs=60, lr=1e-3, cascade_lr=3e-4, epoch_seconds=6, seeds=(0, 1, 2)),
     # The paper's own. results/choices.csv gives the source of each setting: the paper, or DeepLab's protocol where it is silent.
     # epoch_seconds: 6 x 132 GMAC an image at 60 TFLOP/s and some loss, an estimate.

@@ -5,9 +5,9 @@ a .tar.gz. Cityscapes: <city>_<sequence>_<frame>_labelIds.png, label ids (not th
 """
 import shutil
 import tempfile
+from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,15 +20,7 @@ from lc.errors import InputError
 from lc.predict import predict
 
 Sample = tuple[str, np.ndarray, np.ndarray | None]  # name, image (H, W, 3) uint8, label (H, W) uint8 or None
-
-
-class Format(NamedTuple):
-    """What a server takes. data: the data set it is for; place: where a prediction lies, by {split} and {name}; pack: shutil's archive format."""
-    data: str
-    place: str
-    pack: str
-
-
+Format = namedtuple("Format", "data place pack")  # the data set it is for; where a prediction lies, by {split} and {name}; shutil's archive format
 FORMATS = {"voc": Format("voc12", "results/VOC2012/Segmentation/comp6_{split}_cls/{name}.png", "gztar"),
            "cityscapes": Format("cityscapes", "results/{name}_labelIds.png", "zip")}
 

@@ -13,6 +13,7 @@ import pytest
 
 from lc import paths
 from lc.__main__ import main
+from lc.experiments import catalogue
 
 ROOT = paths.ROOT
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
@@ -60,6 +61,13 @@ def test_readme_numbers_are_those_of_the_records():
     from lc.__main__ import NUMBERS
     block = (ROOT / "README.md").read_text().partition(NUMBERS[0])[2].partition(NUMBERS[1])[0].strip()
     assert block == readme.block(tables.evidence("camvid-lite"))
+
+
+def test_readme_hours_are_those_of_the_catalogue():
+    """What a GPU would need for the paper's data, as `lc plan` adds it up."""
+    readme = (ROOT / "README.md").read_text()
+    voc12, cityscapes = (round(sum(entry.minutes for entry in catalogue(name).values()) / 60) for name in ("voc12", "cityscapes"))
+    assert f"trains for about {voc12} hours" in readme and f"{voc12} hours by estimate (`cityscapes` 48 GB, {cityscapes} hours)" in readme
 
 
 PARTS = {"lc": 3975, "lc/report": 1735, "lc/speed": 1520}  # lines; the aim for all is 3,000: what a part gains elsewhere it must lose
