@@ -63,7 +63,7 @@ class LayerCascade(nn.Module):
 
     def forward(self, image: Tensor, rho: float = 1.0, depth: int | None = None, masks: Sequence[Tensor] = ()) -> CascadeOutput:
         """image: (N, 3, H, W), normalised; rho in [0, 1]; depth: stop after that many stages (all by default). masks: (N, h, w) bool each, pixels
-        to hand to stages 2, 3, ... whatever they are sure of (for rho below 1)."""
+        to hand to stages 2, 3, ... whatever they are sure of."""
         rho = check_rho(rho)
         x = self.stages[0](image)                                       # (N, C, h, w)
         logits = self.heads[0](x)                                       # (N, K, h, w)
@@ -72,7 +72,7 @@ class LayerCascade(nn.Module):
         out = CascadeOutput(log_probs, open_.to(torch.uint8), [log_probs], [logits], [open_], [None])
         for number, (stage, head) in enumerate(zip(self.stages[1:depth], self.heads[1:depth]), start=2):
             open_ = open_ & (masks[number - 2] if masks else undecided(out.log_probs, rho))
-            region = Region(open_, open_.device.type == "cpu").dilate(self.halo) if rho < 1 else None
+            region = Region(open_, open_.device.type == "cpu").dilate(self.halo) if rho < 1 or masks else None
             x = x if region is None else RegionTensor.select(x, region, self.reading)
             x = stage(x)
             logits = head(x)

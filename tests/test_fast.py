@@ -26,7 +26,7 @@ from lc.errors import InputError
 from lc.networks import build
 from lc.region import Region
 from lc.region_conv import READINGS, RegionTensor
-from lc.report import tables
+from lc.report import speedups
 from lc.speed import bench, cost, exported, opponents, timing, trained
 from lc.speed import fast as fast_module
 from lc.speed.fast import FastMixed, FastResidual, prepare
@@ -159,7 +159,7 @@ def test_exported(model, name, reading, halo):
         for rho, depth in ((1.0, None), (between(cascade, x, 0.5), None), (between(cascade, x, 0.2), None), (between(cascade, x, 0.2), 2), (0.0, None)):
             same(made(x, rho, depth), cascade(x, rho, depth))
         masks = [timing.blob(share, (8, 8), 0, 2) for share in (0.6, 0.3)]
-    same(made(x, masks=masks), cascade(x, 0.5, masks=masks))
+    same(made(x, masks=masks), cascade(x, masks=masks))
 
 
 @torch.no_grad()
@@ -467,12 +467,12 @@ def test_a_file_of_several_settings_is_shown_by_setting(house):
     rows = [{"dtype": dtype, "batch": 1, "size": [8, 16], "rho": rho} for dtype in ("bfloat16", "float16") for rho in (0.985, 0.8)]
     (folder / "network-a-gpu.json").write_text(json.dumps({"kind": "network", "device": "a GPU", "rows": rows}))
     (folder / "training-a-gpu.json").write_text(json.dumps({"kind": "training", "device": "a GPU", "dtype": "bfloat16", "batch": 2, "size": [1, 1], "rows": [{"layer": "whole step"}]}))
-    found = tables.speed_files("network")
+    found = speedups.speed_files("network")
     assert [(bench["where"], bench["rows"]) for bench in found] == [("a GPU, bfloat16, batch 1, 8x16", rows[:2]), ("a GPU, float16, batch 1, 8x16", rows[2:])]
-    assert [bench["where"] for bench in tables.speed_files("training")] == ["a GPU, bfloat16, batch 2, 1x1"]
+    assert [bench["where"] for bench in speedups.speed_files("training")] == ["a GPU, bfloat16, batch 2, 1x1"]
     for kind in ("halo-4", "halo-4-features"):
         (folder / f"{kind}-a-gpu.json").write_text(json.dumps({"kind": kind, "halo": 4, "device": "a GPU", "rows": rows[:1]}))
-    assert [bench["kind"] for bench in tables.speed_files("halo")] == ["halo-4", "halo-4-features"], "with another reading, too"
+    assert [bench["kind"] for bench in speedups.speed_files("halo")] == ["halo-4", "halo-4-features"], "with another reading, too"
 
 
 def test_bench_network(unhurried, tmp_path):

@@ -3,6 +3,7 @@ import numpy as np
 import torch
 
 from lc import metrics
+from lc.report import tables
 
 
 def test_confusion_and_iou_agree_with_torchmetrics():
@@ -28,9 +29,12 @@ def test_absent_classes_do_not_count():
 
 def test_label_shares():
     """Fig. 5 by hand: 100 pixels of class a and 100 of b; stage 1 decides 80 of a and 20 of b, stage 2 10 of a and 30 of b."""
-    decided = np.array([[80, 20], [10, 30], [10, 50]])
-    ratios = metrics.label_share_ratio(decided)
-    np.testing.assert_allclose(ratios[0], [(20 / 100) / 0.5, (80 / 100) / 0.5])
-    np.testing.assert_allclose(ratios[1], [(10 / 60) / (20 / 100), (50 / 60) / (80 / 100)])
-    np.testing.assert_allclose(metrics.decided_share(decided)[:, 1], [0.2, 0.3, 0.5])
-    assert np.isnan(metrics.label_share_ratio(np.array([[5, 0], [0, 0]]))).any()
+    record = lambda decided: {"metrics": {"val": {"decided_pixels": decided}}, "data": {"classes": ["a", "b"]}}
+    made = record([[80, 20], [10, 30], [10, 50]])
+    ratios = tables.label_ratios(made)
+    np.testing.assert_allclose(ratios["stage 2 / stage 1"], [(20 / 100) / 0.5, (80 / 100) / 0.5])
+    np.testing.assert_allclose(ratios["stage 3 / stage 2"], [(10 / 60) / (20 / 100), (50 / 60) / (80 / 100)])
+    np.testing.assert_allclose(tables.decided_shares(made).loc["b"], [20, 30, 50])
+    np.testing.assert_allclose(tables.count_ratios(made).loc["a"], [10 / 80, 10 / 10])
+    few = record([[5, 0], [0, 0]])
+    assert tables.label_ratios(few).isna().all(None) and list(tables.count_ratios(few).iloc[:, 0].fillna(-1)) == [0, -1], "no pixels, no ratio"

@@ -118,6 +118,24 @@ def test_seeds_have_a_mean(house):
     assert found["val"].iloc[2] == larger and larger.startswith("+")
 
 
+def test_what_clips_say(house):
+    """LC less its DSN, by clip and between the last and the first, over the seeds that are here; nothing of a data set without clips."""
+    ev = evidence(dsn=0, lc_0p985=0, lc_wide=0)
+    assert why.by_clip(ev).empty
+    better, same = 60 * np.eye(11, dtype=int), 10 + np.random.default_rng(0).integers(1, 9, (80, 11, 11))
+    for name, val, last in (("dsn", 0, 0), ("lc-0.985", -1, 1)):
+        ev[name].values["data"] = {**ev[name]["data"], "name": "CamVid"}
+        ev[name].arrays["confusions_val"] = same[:30] + (1 + val) * better
+        ev[name].arrays["confusions_test"] = same + last * (np.arange(80) > 61)[:, None, None] * better  # 62 images, then another drive
+    table = why.by_clip(ev)
+    assert list(table.index) == ["lc-0.985"], "lc-wide lacks its DSN"
+    val, first, last, apart = (float(words.split()[0]) for words in table.iloc[0])
+    assert val < 0 == first < last and apart == pytest.approx(last - val, abs=0.011) and " [-" not in table.iloc[0, 3]
+    for name in ("dsn", "lc-0.985"):
+        ev.records[f"{name}-seed-1"] = ev["dsn"]
+    assert float(why.by_clip(ev).loc["lc-0.985, mean of 2 seeds"].iloc[0].split()[0]) == pytest.approx(val / 2, abs=0.011)
+
+
 def test_the_recipe_without_balanced_classes_is_told(house):
     """On the first page, with its own word, by its mean over seeds where they are here; nothing where LC, DSN or IRNet was not trained so."""
     ev = evidence(initial=0, irnet=0, dsn=0, lc_0p985=0)
@@ -256,7 +274,7 @@ def test_many_settings_are_one_sentence(house, monkeypatch):
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"where": kind, "key": "", "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "dense_form": "folded"}]}])
     assert [len(frame) for frame in speedups.table(ev)] == [1 + len(speedups.TIMED)]
     shapes = Evidence(profile("shapes"), {"dsn": fake_record("shapes", "dsn")})
-    assert [list(frame.index) for frame in speedups.table(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "cascade"), (", classes not balanced", "lc-unbalanced"), (" of twice its width", "lc-wide"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
+    assert [list(frame.index) for frame in speedups.table(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "cascade"), (", classes not balanced", "lc-unbalanced"), (" of twice its width", "lc-wide"), (" of twice its width, classes not balanced", "lc-wide-unbalanced"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
     assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
     monkeypatch.setattr(claims, "speed_files", lambda _: [])
     assert claims._fact("speed", "0.985", None) == ("open", "not run")
@@ -305,7 +323,7 @@ def test_times_reach_the_tables(house):
     folder.mkdir(parents=True)
     for kind in ("lc-wide", "lc-wide-features", "halo-4", "features"):
         (folder / f"{kind}-test.json").write_text(json.dumps({"kind": kind, "halo": 4 if kind == "halo-4" else 0, "device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": [{}]}))
-    assert [[bench["kind"] for bench in tables.speed_files(kind, "camvid-lite")] for kind in ("lc-wide", "halo", "features")] == [["lc-wide"], ["halo-4"], ["features"]]
+    assert [[bench["kind"] for bench in speedups.speed_files(kind, "camvid-lite")] for kind in ("lc-wide", "halo", "features")] == [["lc-wide"], ["halo-4"], ["features"]]
     rows = [{"system": "segnet", "ms": 8.0, "ms_low": 7, "ms_high": 9, "parameters": 5}]
     (folder / "systems-test.json").write_text(json.dumps({"kind": "systems", "device": "test", "dtype": "float32", "batch": 1, "size": [1, 1], "rows": rows}))
     ev = evidence(dsn=0, lc_0p985=40)

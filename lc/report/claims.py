@@ -14,8 +14,9 @@ from lc.report import audit, speedups, verdicts
 from lc.networks import build
 from lc.paper import columns, published
 from lc.records import Record
+from lc.report.speedups import speed_files, system_times
 from lc.report.tables import (BOUNDARY, Evidence, decided_near, decided_shares, difference_printed, difficulty_shares, interval, label_ratios, listed,
-                               near_boundary, percent, rho_runs, speed_files, system_times, variant)
+                               near_boundary, percent, rho_runs, variant)
 
 SHARE = 10       # points by which a share of pixels may differ
 CHECKED = ("audit", "voc lists", "voc background", "label map", "parameters", "stage parameters")  # against the paper itself, or the labels of VOC

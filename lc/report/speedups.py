@@ -1,17 +1,67 @@
-"""Timings -> how much faster LC is than the fastest dense form, what it loses there, and whether anything is left at equal accuracy."""
+"""Timing files -> frames; how much faster LC is than the fastest dense form, what it loses there, and whether anything is left at equal accuracy."""
+import json
+
 import numpy as np
 import pandas as pd
 
+from lc import paths
 from lc.experiments import BEST_RHO, CASCADES, catalogue
 from lc.paper import published
-from lc.report.tables import (METHODS, Evidence, bench_table, draws, gain, interval, of_seeds, over_seeds, percent, printed, speed_files, sweep_table,
-                               system_times, words)
+from lc.report.tables import METHODS, Evidence, draws, gain, interval, of_seeds, over_seeds, percent, printed, sweep_table, words
 
 SMALL = 0.5  # points of mIoU
 LOSS = {split: f"LC - DSN, points ({split})" for split in ("val", "test")}
 TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares", "cascade": "trained cascade",  # kind of the file: what is timed
          "lc-unbalanced": "trained cascade, classes not balanced", "lc-wide": "trained cascade of twice its width",
+         "lc-wide-unbalanced": "trained cascade of twice its width, classes not balanced",
          "lc-full": "trained cascade of the paper's width and depth"}
+
+
+def speed_files(kind: str, profile_name: str = "") -> list[dict]:
+    """Timing files of a kind: those of trained cascades and "systems" belong to a profile, the others ("halo" is a network's) to none. An entry for
+    each device and setting: "where" names the device, the dtype, the batch and the image's size, "rounds" how often it was timed."""
+    found = []
+    for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
+        bench, settings = json.loads(path.read_text()), {}
+        if bench["kind"] != kind and kind != "halo":  # of a run whose name begins like this one's
+            continue
+        for row in bench["rows"]:
+            dtype, batch, size = ({**bench, **row}[key] for key in ("dtype", "batch", "size"))
+            settings.setdefault(f"{bench['device']}, {dtype}, batch {batch}, {size[0]}x{size[1]}", []).append(row)
+        rounds = f"{bench.get('repeats')} rounds after a warm-up" + (f" in each of {bench['processes']} processes" if "processes" in bench else "")
+        found += [{**bench, "rows": rows, "where": where, "rounds": rounds} for where, rows in settings.items()]
+    return found
+
+
+def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:
+    """Milliseconds (ms, ms_low, ms_high), form and parameters of each system by name, on one device (None: the first); no profile: the poster's."""
+    found = [bench["rows"] for bench in speed_files("systems" if profile_name else "poster", profile_name) if device in (None, bench["device"])]
+    return pd.DataFrame(found[0] if found else [], columns=["system", "ms", "ms_low", "ms_high", "form", "parameters"]).set_index("system")
+
+
+def speed_table(bench: dict) -> pd.DataFrame:
+    """Rows of a bench: milliseconds of the fastest dense form and of the region side, the speed-up with its quartiles, and the ideal."""
+    rows = pd.DataFrame(bench["rows"])
+    rows["active, %"] = [", ".join(f"{100 * a:.0f}" for a in np.atleast_1d(active)) for active in rows["active"]]
+    rows["quartiles"] = [f"{low:.2f}-{high:.2f}" for low, high in zip(rows["speedup_low"], rows["speedup_high"])]
+    rows = rows.assign(rho=rows["rho"].map("{:g}".format)) if "rho" in rows else rows
+    heads = {"layer": "layer", "chain": "blocks", "network": "network", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms",
+             "dense_form": "dense form", "region_ms": "region ms", "speedup": "speed-up", "quartiles": "quartiles",
+             "ideal": "ideal", "ratio": "measured / ideal"}
+    shown = [head for head in heads if head in rows]
+    return rows[shown].rename(columns=heads).set_index(heads[shown[0]])
+
+
+def bench_table(bench: dict) -> pd.DataFrame:
+    """Fig. 7: time by rho, dense first; milliseconds, images per second, speed-up against dense, time per stage."""
+    rows = {}
+    for row in bench["rows"]:
+        dense = row["rho"] is None
+        rows["dense" if dense else f"{row['rho']:g}"] = {
+            "ms": row["ms"], "quartiles": f"{row['ms_low']:.1f}-{row['ms_high']:.1f}", "images/s": 1000 / row["ms"], "speed-up": row["speedup"],
+            "form": row["dense_form" if dense else "region_form"],
+            **({} if dense else {f"stage {i} ms": ms for i, ms in enumerate(row["stage_ms"], start=1)})}
+    return pd.DataFrame(rows.values(), index=list(rows)).rename_axis("rho")
 
 
 def paper_speedups() -> dict[float, float]:

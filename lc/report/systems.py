@@ -8,8 +8,8 @@ import pandas as pd
 
 from lc.report.claims import link
 from lc.experiments import BEST_RHO, SYSTEMS as OTHERS
-from lc.report.tables import (MISSING, Evidence, class_iou, gain, listed, paper_and_ours, percent, printed, speed_files, system_times, variant,
-                              words)
+from lc.report.speedups import speed_files, system_times
+from lc.report.tables import MISSING, Evidence, class_iou, gain, listed, paper_and_ours, percent, printed, variant, words
 
 LC = f"lc-{BEST_RHO}"
 QUOTED = "published row only"

@@ -3,7 +3,6 @@
 A number of ours travels with its tier. `paper_and_ours` is the only way into a column next to the paper's; smoke runs and
 procedural data get a table of their own there.
 """
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -210,22 +209,32 @@ def _by_class(record: records.Record, values: np.ndarray, names: list[str]) -> p
     return pd.DataFrame(values.T, index=record["data"]["classes"], columns=names)
 
 
+def _decided(record: records.Record) -> np.ndarray:
+    """(S, K): the labelled pixels of each of K classes that each of S stages decided (val)."""
+    return np.array(record["metrics"]["val"]["decided_pixels"], float)
+
+
+def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below; nan where a class, or a stage, has no pixels."""
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+
+
 def label_ratios(record: records.Record) -> pd.DataFrame:
-    """Fig. 5a: each class's share of the pixels handed to a stage over its share one stage earlier (val)."""
-    ratios = metrics.label_share_ratio(np.array(record["metrics"]["val"]["decided_pixels"]))
-    return _by_class(record, ratios, [f"stage {s + 2} / stage {s + 1}" for s in range(len(ratios))])
+    """Fig. 5a: each class's share of the pixels handed to a stage over its share one stage earlier (val); stage 1 is handed everything."""
+    handed = _decided(record)[::-1].cumsum(0)[::-1]  # (S, K): decided there or later
+    share = _over(handed, handed.sum(1, keepdims=True))
+    return _by_class(record, _over(share[1:], share[:-1]), [f"stage {s + 2} / stage {s + 1}" for s in range(len(share) - 1)])
 
 
 def count_ratios(record: records.Record) -> pd.DataFrame:
     """Fig. 5a, read the other way: pixels of each class that a stage decided over those that the stage before decided (val)."""
-    decided = np.array(record["metrics"]["val"]["decided_pixels"], float)
-    ratios = np.divide(decided[1:], decided[:-1], out=np.full(decided[1:].shape, np.nan), where=decided[:-1] > 0)
+    ratios = _over(_decided(record)[1:], _decided(record)[:-1])
     return _by_class(record, ratios, [f"stage {s + 2} / stage {s + 1}, decided" for s in range(len(ratios))])
 
 
 def decided_shares(record: records.Record) -> pd.DataFrame:
     """Fig. 5b: share of each class's pixels that each stage decided, in percent (val)."""
-    shares = metrics.decided_share(np.array(record["metrics"]["val"]["decided_pixels"]))
+    shares = _over(_decided(record), _decided(record).sum(0, keepdims=True))
     return _by_class(record, 100 * shares, [f"stage {s + 1}" for s in range(len(shares))])
 
 
@@ -255,53 +264,6 @@ def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
         "record": f'<a href="records/{r.path.name}">{r.path.name}</a>', "tier": r["tier"], "seed": r["seed"],
         "commit": r["commit"][:10] + (" + changes" if r["dirty"] else ""), "device": r["device"],
         "data": r["data"]["sha256"]["val"], "state": r.stale or "current"} for r in found}).T
-
-
-def speed_files(kind: str, profile_name: str = "") -> list[dict]:
-    """Timing files of a kind: those of trained cascades and "systems" belong to a profile, the others ("halo" is a network's) to none. An entry for
-    each device and setting: "where" names the device, the dtype, the batch and the image's size, "rounds" how often it was timed."""
-    found = []
-    for path in sorted((paths.results(profile_name) / "bench").glob(f"{kind}-*.json")):
-        bench, settings = json.loads(path.read_text()), {}
-        if bench["kind"] != kind and kind != "halo":  # of a run whose name begins like this one's
-            continue
-        for row in bench["rows"]:
-            dtype, batch, size = ({**bench, **row}[key] for key in ("dtype", "batch", "size"))
-            settings.setdefault(f"{bench['device']}, {dtype}, batch {batch}, {size[0]}x{size[1]}", []).append(row)
-        rounds = f"{bench.get('repeats')} rounds after a warm-up" + (f" in each of {bench['processes']} processes" if "processes" in bench else "")
-        found += [{**bench, "rows": rows, "where": where, "rounds": rounds} for where, rows in settings.items()]
-    return found
-
-
-def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:
-    """Milliseconds (ms, ms_low, ms_high), form and parameters of each system by name, on one device (None: the first); no profile: the poster's."""
-    found = [bench["rows"] for bench in speed_files("systems" if profile_name else "poster", profile_name) if device in (None, bench["device"])]
-    return pd.DataFrame(found[0] if found else [], columns=["system", "ms", "ms_low", "ms_high", "form", "parameters"]).set_index("system")
-
-
-def speed_table(bench: dict) -> pd.DataFrame:
-    """Rows of a bench: milliseconds of the fastest dense form and of the region side, the speed-up with its quartiles, and the ideal."""
-    rows = pd.DataFrame(bench["rows"])
-    rows["active, %"] = [", ".join(f"{100 * a:.0f}" for a in np.atleast_1d(active)) for active in rows["active"]]
-    rows["quartiles"] = [f"{low:.2f}-{high:.2f}" for low, high in zip(rows["speedup_low"], rows["speedup_high"])]
-    rows = rows.assign(rho=rows["rho"].map("{:g}".format)) if "rho" in rows else rows
-    heads = {"layer": "layer", "chain": "blocks", "network": "network", "rho": "rho of the shares", "active, %": "active, %", "dense_ms": "dense ms",
-             "dense_form": "dense form", "region_ms": "region ms", "speedup": "speed-up", "quartiles": "quartiles",
-             "ideal": "ideal", "ratio": "measured / ideal"}
-    shown = [head for head in heads if head in rows]
-    return rows[shown].rename(columns=heads).set_index(heads[shown[0]])
-
-
-def bench_table(bench: dict) -> pd.DataFrame:
-    """Fig. 7: time by rho, dense first; milliseconds, images per second, speed-up against dense, time per stage."""
-    rows = {}
-    for row in bench["rows"]:
-        dense = row["rho"] is None
-        rows["dense" if dense else f"{row['rho']:g}"] = {
-            "ms": row["ms"], "quartiles": f"{row['ms_low']:.1f}-{row['ms_high']:.1f}", "images/s": 1000 / row["ms"], "speed-up": row["speedup"],
-            "form": row["dense_form" if dense else "region_form"],
-            **({} if dense else {f"stage {i} ms": ms for i, ms in enumerate(row["stage_ms"], start=1)})}
-    return pd.DataFrame(rows.values(), index=list(rows)).rename_axis("rho")
 
 
 def calibration_table(record: records.Record) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_ne
                                gain, interval, label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs,
                                seed_gains, selection_table, words)
 
-ALSO = ("lc-dense-read", "lc-unbalanced", "lc-unbalanced-features", "lc-large", "lc-wide", "lc-wide-features", "lc-full")  # on the first page
+ALSO = ("lc-dense-read", "lc-large", "lc-full", *(f"lc-{of}{key}" for of in ("wide", "unbalanced", "wide-unbalanced") for key in ("", "-features")))
 
 
 @dataclass(frozen=True)

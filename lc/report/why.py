@@ -10,10 +10,10 @@ import pandas as pd
 
 from lc import metrics, records
 from lc.speed import cost
-from lc.experiments import EVERYWHERE, FULL, HALOS, catalogue
+from lc.experiments import CASCADES, EVERYWHERE, FULL, HALOS, SEEDED, catalogue
 from lc.networks import build
 from lc.studies import OUTSIDE
-from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, over_seeds, percent, seed_gains, variant, words
+from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, of_seeds, over_seeds, percent, seed_gains, variant, words
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
@@ -31,6 +31,8 @@ CAUSES = {**{name: f"context missing at region borders ({k} cell{'s' * (k > 1)} 
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)",
           "aspp-lc": "heads with a small field of view (ASPP instead)"}
+CLIPS = {"CamVid": {"val: between trained frames": ("val", slice(None)), "test, 0001TP: goes on where training ends": ("test", slice(62)),
+                    "test, Seq05VD: another drive": ("test", slice(62, None))}}  # by data set: split and images of each clip
 UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "the paper's data", "SGD, and the last weights (here AdamW, and an average)",
             "other weights of the stages' losses, another cut", "batch norms that are fixed in initial training, too")
 
@@ -183,7 +185,7 @@ def seeds(ev: Evidence) -> pd.DataFrame:
     the other methods of Table 2: per seed and their mean, on both splits; intervals over images, of the mean over seeds too."""
     others = ("LC", "MC"), ("LC", "DSN + Dropout"), ("DSN + Dropout", "DSN"), ("MC", "IRNet"), ("DSN", "IRNet")
     pairs = [(lc, control) for lc in (LC, HALO, "lc-features") for control in (DSN, IRNET)]
-    changed = ("lc-wide-features", "dsn-wide"), *((lc, "dsn-unbalanced") for lc in ("lc-unbalanced", "lc-unbalanced-features"))
+    changed = [(e.name, e.control) for e in catalogue(ev.profile.name).values() if e.group == "why" and e.control != DSN and e.name in SEEDED]
     rows = {}
     for a, b in [*pairs, *(pair for pair in changed if {*pair} <= set(ev.records)), *((METHODS[a], METHODS[b]) for a, b in others)]:
         for split in ev.splits:
@@ -193,6 +195,19 @@ def seeds(ev: Evidence) -> pd.DataFrame:
                                             "mean": words(over_seeds(there)) if there else MISSING,
                                             "apart": f"{np.ptp([d[0] for d in there]):.2f}" if len(there) > 1 else ""}
     return pd.DataFrame(rows).T.rename_axis(["gain", "split"])
+
+
+def by_clip(ev: Evidence) -> pd.DataFrame:
+    """LC less its DSN in points on each of CLIPS, and on the last less on the first (images drawn apart): the mean over the seeds that are here."""
+    rows, entries, clips = {}, catalogue(ev.profile.name), CLIPS.get(next(iter(ev.records.values()))["data"]["name"], {})
+    for name in CASCADES.values() if clips else ():
+        pairs = [pair for pair in zip(of_seeds(ev, name), of_seeds(ev, entries[name].control or DSN)) if {*pair} <= set(ev.records)]
+        drawn = [over_seeds([np.subtract(*(draws(ev[run], ev[run].arrays[f"confusions_{split}"][images]) for run in pair)) for pair in pairs])
+                 for split, images in clips.values()] if pairs else []
+        apart = drawn and {"the last less the first": np.append(drawn[-1][0], np.roll(drawn[-1][1:], 1)) - drawn[0]}
+        named = name + f", mean of {len(pairs)} seeds" * (len(pairs) > 1)
+        rows |= {named: {head: words(values) for head, values in {**dict(zip(clips, drawn)), **apart}.items()}} if pairs else {}
+    return pd.DataFrame(rows).T.rename_axis("LC - DSN, points")
 
 
 def by_class(ev: Evidence, split: str) -> pd.DataFrame:

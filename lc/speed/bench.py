@@ -232,7 +232,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
 
     def step(net: LayerCascade, x: Tensor, masks: list[Tensor], form: Callable | None = None) -> None:
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            out = (form or net)(x, 0.5 if masks else 1.0, masks=masks)
+            out = (form or net)(x, masks=masks)
         cascade_loss(out, label, (1, 2, 3) if net is model else (2, 3)).backward()
         if net is model:
             optimizer.step()

@@ -109,7 +109,7 @@ def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str,
 
 def network_on(model: nn.Module, image: Tensor, depth: int | None = None) -> Callable[[list[Tensor]], Callable[[], Tensor]]:
     """From masks for stages 2, 3, ... to the call that gives the log-probabilities of a cascade, or of one of its forms."""
-    return lambda masks: lambda: model(image, 0.5, depth, tuple(masks)).log_probs
+    return lambda masks: lambda: model(image, depth=depth, masks=tuple(masks)).log_probs
 
 
 def on_device(*values, **more) -> nn.Module:
