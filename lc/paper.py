@@ -1,16 +1,12 @@
 """The paper's numbers, by address. They live in results/published.csv; no other file holds one as a literal."""
 import csv
+from collections import namedtuple
 from functools import cache
-from typing import NamedTuple
 
 from lc import paths
 from lc.errors import InputError
 
-
-class Published(NamedTuple):
-    """One printed number (None where the paper prints none), and where it stands."""
-    value: float | None
-    place: str
+Published = namedtuple("Published", "value place")  # a printed number (None where the paper prints none), and where it stands
 
 
 @cache

@@ -128,12 +128,20 @@ def test_what_clips_say(house):
         ev[name].arrays["confusions_val"] = same[:30] + (1 + val) * better
         ev[name].arrays["confusions_test"] = same + last * (np.arange(80) > 61)[:, None, None] * better  # 62 images, then another drive
     table = why.by_clip(ev)
-    assert list(table.index) == ["lc-0.985"], "lc-wide lacks its DSN"
+    assert list(table.index) == ["lc-0.985 less its DSN"], "lc-wide lacks its DSN"
     val, first, last, apart = (float(words.split()[0]) for words in table.iloc[0])
     assert val < 0 == first < last and apart == pytest.approx(last - val, abs=0.011) and " [-" not in table.iloc[0, 3]
     for name in ("dsn", "lc-0.985"):
         ev.records[f"{name}-seed-1"] = ev["dsn"]
-    assert float(why.by_clip(ev).loc["lc-0.985, mean of 2 seeds"].iloc[0].split()[0]) == pytest.approx(val / 2, abs=0.011)
+    assert float(why.by_clip(ev).loc["lc-0.985 less its DSN, mean of 2 seeds"].iloc[0].split()[0]) == pytest.approx(val / 2, abs=0.011)
+    for key, counts in (("", "confusions_val"), ("-test", "confusions_test")):  # zeros, a halo of 2, everything; of LC and of the DSN
+        lc, dsn = (ev[name].arrays[counts] for name in ("lc-0.985", "dsn"))
+        ev.records[f"study-context{key}"] = fake_record("camvid-lite", "study-context", study=STUDY)
+        ev.records[f"study-context{key}"].arrays["confusions"] = np.stack([lc, dsn, dsn, lc, lc, lc])
+    table = why.by_clip(ev)
+    rows = {name: table.loc[f"{name} less every cell computed"].iloc[0].split()[0] for name in (
+        "LC's weights: zeros", "LC's weights: halo 2", "DSN's weights: zeros", "DSN's weights: halo 2")}
+    assert float(rows.pop("LC's weights: zeros")) == val and set(rows.values()) == {"+0.00"}
 
 
 def test_the_recipe_without_balanced_classes_is_told(house):

@@ -3,6 +3,7 @@
 A cause counts by what its removal does: `moved` is the gain of LC over its control with the change, less that without, in points of
 mIoU, from paired draws over images. The rule for words is in `said`; nothing here knows which side is ahead.
 """
+import itertools
 from dataclasses import asdict
 
 import numpy as np
@@ -40,7 +41,7 @@ UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "the paper'
 def used(ev: Evidence) -> list[str]:
     """Names of the records that the tables and sentences below come from."""
     entries = catalogue(ev.profile.name).values()
-    names = {DSN, LC, IRNET, "study-context", "study-border"}
+    names = {DSN, LC, IRNET, "study-context", "study-context-test", "study-border"}
     names |= {name for e in entries if e.group == "why" or "-seed-" in e.name for name in (e.name, e.control)}
     return [name for name in ev.records if name in names]
 
@@ -197,17 +198,31 @@ def seeds(ev: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis(["gain", "split"])
 
 
-def by_clip(ev: Evidence) -> pd.DataFrame:
-    """LC less its DSN in points on each of CLIPS, and on the last less on the first (images drawn apart): the mean over the seeds that are here."""
-    rows, entries, clips = {}, catalogue(ev.profile.name), CLIPS.get(next(iter(ev.records.values()))["data"]["name"], {})
-    for name in CASCADES.values() if clips else ():
+def _sides(ev: Evidence) -> dict[str, list[dict[str, np.ndarray]]]:
+    """By row of `by_clip`, for each seed and split, counts (2, N, K, K): what is compared, and with what."""
+    entries, found = catalogue(ev.profile.name), {}
+    for name in CASCADES.values():
         pairs = [pair for pair in zip(of_seeds(ev, name), of_seeds(ev, entries[name].control or DSN)) if {*pair} <= set(ev.records)]
-        drawn = [over_seeds([np.subtract(*(draws(ev[run], ev[run].arrays[f"confusions_{split}"][images]) for run in pair)) for pair in pairs])
-                 for split, images in clips.values()] if pairs else []
-        apart = drawn and {"the last less the first": np.append(drawn[-1][0], np.roll(drawn[-1][1:], 1)) - drawn[0]}
-        named = name + f", mean of {len(pairs)} seeds" * (len(pairs) > 1)
-        rows |= {named: {head: words(values) for head, values in {**dict(zip(clips, drawn)), **apart}.items()}} if pairs else {}
-    return pd.DataFrame(rows).T.rename_axis("LC - DSN, points")
+        sides = [{split: np.stack([ev[run].arrays[f"confusions_{split}"] for run in pair]) for split in ev.splits} for pair in pairs]
+        found |= {f"{name} less its DSN" + f", mean of {len(pairs)} seeds" * (len(pairs) > 1): sides} if pairs else {}
+    studies = {split: ev.records.get(f"study-context{key}") for split, key in (("val", ""), ("test", "-test"))}
+    for network, less in itertools.product(("LC", "DSN"), ("zeros", "halo 2")) if all(studies.values()) else ():
+        pick = lambda s, variant: s.arrays["confusions"][len(s["study"]["variants"]) * (network == "DSN") + s["study"]["variants"].index(variant)]
+        found[f"{network}'s weights: {less} less every cell computed"] = [
+            {split: np.stack([pick(s, less), pick(s, "everything")]) for split, s in studies.items()}]
+    return found
+
+
+def by_clip(ev: Evidence) -> pd.DataFrame:
+    """Points on each of CLIPS, and on the last less on the first (images drawn apart), means over the seeds that are here: the timed cascades less
+    their DSNs; and the same weights with zeros outside a region, or a halo of 2, less with every cell computed."""
+    first, rows = next(iter(ev.records.values())), {}
+    for name, seeds_ in _sides(ev).items() if (clips := CLIPS.get(first["data"]["name"])) else ():
+        drawn = [over_seeds([np.subtract(*(draws(first, side[images]) for side in sides[split])) for sides in seeds_])
+                 for split, images in clips.values()]
+        apart = np.append(drawn[-1][0], np.roll(drawn[-1][1:], 1)) - drawn[0]
+        rows[name] = {head: words(values) for head, values in zip((*clips, "the last less the first"), (*drawn, apart))}
+    return pd.DataFrame(rows).T.rename_axis("points")
 
 
 def by_class(ev: Evidence, split: str) -> pd.DataFrame:
