@@ -86,7 +86,7 @@ def test_account_adds_up(house):
     ev["study-context"].values["study"] = STUDY
     ev["study-context"].arrays["confusions"] = np.stack([lc, lc, dsn] * 2)
     text = why.account(ev)
-    assert text.count(why.words(why.gain(ev, "lc-0.985", "dsn", "val"))) == 2 and "+0.00 [+0.00, +0.00]" in text and "100 % of the difference" in text
+    assert text.count(why.words(why.gain(ev, "lc-0.985", "dsn", "val"))) == 2 and "+0.00 [+0.00, +0.00]" in text and "100 % of the difference" in text and "By clip" not in text
     against = why.context_table(ev["study-context"])["against zeros"]  # the first variant of each network has nothing to be compared with
     assert against.iloc[0] == "" and re.fullmatch(r"\+\d+\.\d\d \[\+.*, \+.*\]", against.iloc[2])
 
@@ -142,6 +142,7 @@ def test_what_clips_say(house):
     rows = {name: table.loc[f"{name} less every cell computed"].iloc[0].split()[0] for name in (
         "LC's weights: zeros", "LC's weights: halo 2", "DSN's weights: zeros", "DSN's weights: halo 2")}
     assert float(rows.pop("LC's weights: zeros")) == val and set(rows.values()) == {"+0.00"}
+    assert f"By clip it costs these weights: between trained frames (val), {val:+.2f} [" in why.account(ev)
 
 
 def test_the_recipe_without_balanced_classes_is_told(house):

@@ -32,8 +32,8 @@ CAUSES = {**{name: f"context missing at region borders ({k} cell{'s' * (k > 1)} 
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
           "lc-easy": "no loss on easy pixels (a tenth of it; all cells are computed before and after)",
           "aspp-lc": "heads with a small field of view (ASPP instead)"}
-CLIPS = {"CamVid": {"val: between trained frames": ("val", slice(None)), "test, 0001TP: goes on where training ends": ("test", slice(62)),
-                    "test, Seq05VD: another drive": ("test", slice(62, None))}}  # by data set: split and images of each clip
+CLIPS = {"CamVid": {"between trained frames (val)": ("val", slice(None)), "where a trained clip goes on (test, 0001TP)": ("test", slice(62)),
+                    "another drive (test, Seq05VD)": ("test", slice(62, None))}}  # by data set: split and images of each clip
 UNTESTED = ("ImageNet pretraining (the weights cannot be had here)", "the paper's data", "SGD, and the last weights (here AdamW, and an average)",
             "other weights of the stages' losses, another cut", "batch norms that are fixed in initial training, too")
 
@@ -132,7 +132,9 @@ def account(ev: Evidence) -> str:
     text = (f"On val LC less the DSN is {words(total)} points. If the same trained LC computes every cell, at the same rho, {words(learned)} remain: "
             f"that is what its training and its early decisions change{shown}. The rest, "
             f"{words(unread)}, is context that windows miss outside their region")
-    return text + (f" ({100 * unread[0] / total[0]:.0f} % of the difference)." if np.prod(interval(total)[1:]) > 0 else ".")
+    text += f" ({100 * unread[0] / total[0]:.0f} % of the difference)." if np.prod(interval(total)[1:]) > 0 else "."
+    by = by_clip(ev).T.get("LC's weights: zeros less every cell computed", {})
+    return text + (" By clip it costs these weights: " + "; ".join(f"{clip}, {points}" for clip, points in [*by.items()][:-1]) + "." if len(by) else "")
 
 
 def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
