@@ -134,7 +134,7 @@ def account(ev: Evidence) -> str:
             f"{words(unread)}, is context that windows miss outside their region")
     text += f" ({100 * unread[0] / total[0]:.0f} % of the difference)." if np.prod(interval(total)[1:]) > 0 else "."
     by = by_clip(ev).T.get("LC's weights: zeros less every cell computed", {})
-    return text + (" By clip it costs these weights: " + "; ".join(f"{clip}, {points}" for clip, points in [*by.items()][:-1]) + "." if len(by) else "")
+    return text + (" By clip it costs these weights: " + "; ".join(f"{clip}, {lost}" for clip, lost in [*by.items()][:-1]) + "." if len(by) else "")
 
 
 def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
