@@ -12,7 +12,8 @@ from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_ne
                                gain, interval, label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs,
                                seed_gains, selection_table, words)
 
-ALSO = ("lc-dense-read", "lc-large", "lc-full", *(f"lc-{of}{key}" for of in ("wide", "unbalanced", "wide-unbalanced") for key in ("", "-features")))
+ALSO = ("lc-halo-2", "lc-features", "lc-dense-read", "lc-large", "lc-full",
+        *(f"lc-{what}{key}" for what in ("wide", "unbalanced", "wide-unbalanced") for key in ("", "-features")))
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _held(ev: Evidence) -> str:
         means = [difference(ev, METHODS["LC"], METHODS[other], split, seeds=True) for split in ev.splits]
         found = means if None not in means else [difference(ev, METHODS["LC"], METHODS[other], split) for split in ev.splits]
         kinds |= {d.verdict(claimed).split(":")[0] for d in found}
-        of = "" if found is not means else f", mean of {len(ev.profile.seeds)} seeds"
+        of = f", mean of {len(ev.profile.seeds)} seeds" if found is means else ", one seed" * (len(ev.profile.seeds) > 1)
         parts.append(f"LC - {other}{of}: {', '.join(f'{d.short} ({d.split})' for d in found)}; paper: {claimed:+.2f}")
     short = {"reproduced": "Yes", "in part": "In direction, not in size", "not": "No, LC is less accurate here", "not shown": "No difference shown"}
     word = short[kinds.pop()] if len(kinds) == 1 else "Not throughout"
@@ -182,7 +183,7 @@ def _order(ev: Evidence) -> str:
     better = lambda scores: f"{sum(value > scores['1'] for value in scores.values())} of {len(scores) - 1}"
     theirs = " > ".join(printed("2")["mIoU"].sort_values(ascending=False).index)
     above = ", ".join(f"{better({rho: percent(run, split) for rho, run in runs.items()})} ({split})" for split in ev.splits)
-    peak = f" Thresholds below 1 that beat rho = 1: {above}; paper: {better(dict(paper))}."
+    peak = f" Thresholds below 1 that beat rho = 1{', one seed' * (len(ev.profile.seeds) > 1)}: {above}; paper: {better(dict(paper))}."
     return f"The methods by mIoU (~: no difference shown between neighbours): {ranks}; paper: {theirs}." + peak * (len(runs) == len(paper))
 
 
@@ -191,32 +192,31 @@ def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
     mean = table.get(f"{split}, mean of {len(ev.profile.seeds)} seeds", table[split])
     scores = (table[split] if mean.isna().any() else mean).dropna().sort_values(ascending=False, kind="stable")
     steps = [difference(ev, METHODS[a], METHODS[b], split, seeds=scores.name != split) for a, b in pairwise(scores.index)]
-    return scores.index[0] + "".join(f" {'>' if step.low > 0 else '~'} {name}" for step, name in zip(steps, scores.index[1:])) + f" ({scores.name})"
+    of = scores.name + ", one seed" * (scores.name == split and len(ev.profile.seeds) > 1)
+    return scores.index[0] + "".join(f" {'>' if step.low > 0 else '~'} {name}" for step, name in zip(steps, scores.index[1:])) + f" ({of})"
 
 
 def _scope(ev: Evidence) -> str:
-    sizes = " and ".join(f"{ev[name]['parameters'] / 1e6:.2f}" for name in ("initial", "initial-full") if name in ev.records)
-    return (f"**How far does this reach?** One seed where no mean is named; {sizes} M parameters (paper: "
+    sizes = sorted(f"{record['parameters'] / 1e6:5.2f}" for name, record in ev.records.items() if name.startswith("initial"))
+    weights = " Where *unbalanced* is not said, classes are balanced in training; the paper mentions no class weights."
+    return (f"**How far does this reach?** Networks of {' to '.join(dict.fromkeys(sizes[::len(sizes) - 1 or 1])).strip()} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: "
-            f"ImageNet).{' Classes are balanced in training; the paper mentions no class weights.' * (ev.profile.train.balance != 'none')}"
+            f"ImageNet), one seed where no mean is named.{weights * (ev.profile.train.balance != 'none')}"
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))
 
 
 def gains(ev: Evidence) -> list[pd.DataFrame]:
-    """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals: of the first seed, of the mean over seeds; and of what
-    the causes that matter most (lc.report.why) leave, where they are here."""
-    miou, entries, ours = printed("2")["mIoU"], catalogue(ev.profile.name), {}
-    paper = {f"LC - {other}": f"{miou['LC'] - miou[other]:+.2f}" for other in ("DSN", "IRNet")}
-    pairs = {f"LC - {other}": (METHODS["LC"], METHODS[other]) for other in ("DSN", "IRNet")}
+    """The paper's two gains in accuracy beside ours, in points of mIoU with 95 % intervals, means over the seeds that are here and each seed's own;
+    and of what the causes that matter most (lc.report.why) leave, where they are here."""
+    miou, entries, paper, ours = printed("2")["mIoU"], catalogue(ev.profile.name), {}, {}
+    pairs = {f"LC - {other}": (METHODS["LC"], METHODS[other], f"{miou['LC'] - miou[other]:+.2f}") for other in ("DSN", "IRNet")}
     for entry in (entries[name] for name in ALSO if name in entries):
         if {entry.name, entry.control} <= set(ev.records):
             size = f"{'x'.join(map(str, ev[entry.name]['data']['size']))}, {ev[entry.name]['parameters'] / 1e6:.2f} M parameters"
-            pairs[f"LC - DSN, {entry.title.partition(', ')[2]} ({entry.name}; {size})"] = entry.name, entry.control
-    for head, (a, b) in pairs.items():
-        ours[head] = {split: words(gain(ev, a, b, split)) for split in ev.splits}
+            pairs[f"LC - DSN, {entry.title.partition(', ')[2]} ({entry.name}; {size})"] = entry.name, entry.control, None
+    for head, (a, b, stated) in pairs.items():
         drawn = {split: [one for one in seed_gains(ev, a, b, split).values() if one is not None] for split in ev.splits}
-        if (seeds := len(drawn["val"])) > 1:
-            each = "; ".join(f"{split} " + ", ".join(f"{one[0]:+.2f}" for one in found) for split, found in drawn.items())
-            ours[f"{head}, mean of {seeds} seeds ({each})"] = {split: words(over_seeds(found)) for split, found in drawn.items()}
-    rows = pd.DataFrame({"VOC12 val": paper}).reindex([*ours])
-    return paper_and_ours(rows, pd.DataFrame(ours).T, ev)
+        head += f", mean of {len(drawn['val'])} seeds" * (len(drawn["val"]) > 1)
+        paper[head], ours[head] = stated, {split: words(over_seeds(found) if found else None) for split, found in drawn.items()} | {
+            f"{split}, by seed": ", ".join(f"{one[0]:+.2f}" for one in found) for split, found in drawn.items() if len(found) > 1}
+    return paper_and_ours(pd.DataFrame({"VOC12 val": paper}), pd.DataFrame(ours).T, ev)

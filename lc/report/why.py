@@ -122,19 +122,20 @@ def summary(table: pd.DataFrame) -> list[str]:
 
 
 def account(ev: Evidence) -> str:
-    """Where plain LC's difference to the DSN comes from, on val: training and early decisions, and what a region cannot read."""
-    study, total = ev.records.get("study-context"), gain(ev, LC, DSN, "val")
-    if study is None or total is None:
+    """Where plain LC's difference to the DSN comes from: what a region cannot read, and training and early decisions; by split, then by clip."""
+    parts, told = [], lambda drawn: words(drawn) + ("" if np.prod(interval(drawn)[1:]) > 0 else " (no effect shown)")
+    for split in ev.splits:
+        study, total = ev.records.get("study-context" + f"-{split}" * (split != "val")), gain(ev, LC, DSN, split)
+        if study is not None and total is not None:
+            whole, zeros = (variant(study, name) for name in ("everything", "zeros"))
+            left = whole - draws(ev[DSN], f"confusions_{split}")
+            parts.append(f"On {split} LC less the DSN is {words(total)} points. Context that windows miss outside their region: {told(zeros - whole)}. "
+                         f"What remains if the same weights compute every cell, due to training and early decisions: {told(left)}.")
+    if not parts:
         return f"The account needs `study-context`, LC and DSN: {MISSING}."
-    whole, zeros = (variant(study, name) for name in ("everything", "zeros"))
-    learned, unread = whole - draws(ev[DSN], "confusions_val"), zeros - whole
-    shown = "" if np.prod(interval(learned)[1:]) > 0 else " (no effect shown)"
-    text = (f"On val LC less the DSN is {words(total)} points. If the same trained LC computes every cell, at the same rho, {words(learned)} remain: "
-            f"that is what its training and its early decisions change{shown}. The rest, "
-            f"{words(unread)}, is context that windows miss outside their region")
-    text += f" ({100 * unread[0] / total[0]:.0f} % of the difference)." if np.prod(interval(total)[1:]) > 0 else "."
     by = by_clip(ev).T.get("LC's weights: zeros less every cell computed", {})
-    return text + (" By clip it costs these weights: " + "; ".join(f"{clip}, {lost}" for clip, lost in [*by.items()][:-1]) + "." if len(by) else "")
+    clips = " By clip, missing context costs: " + "; ".join(f"{clip}, {lost}" for clip, lost in [*by.items()][:-1]) + "."
+    return " ".join(parts) + clips * bool(len(by))
 
 
 def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
