@@ -129,7 +129,8 @@ def account(ev: Evidence) -> str:
         if study is not None and total is not None:
             whole, zeros = (variant(study, name) for name in ("everything", "zeros"))
             left = whole - draws(ev[DSN], f"confusions_{split}")
-            parts.append(f"On {split} LC less the DSN is {words(total)} points. Context that windows miss outside their region: {told(zeros - whole)}.")
+            parts.append(f"On {split} LC less the DSN is {words(total)} points.")
+            parts.append(f"Context that windows miss outside their region: {told(zeros - whole)}.")
             parts.append(f"What remains if the same weights compute every cell, due to training and early decisions: {told(left)}.")
     if not parts:
         return f"The account needs `study-context`, LC and DSN: {MISSING}."
