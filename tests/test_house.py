@@ -63,6 +63,12 @@ def test_readme_numbers_are_those_of_the_records():
     assert block == readme.block(tables.evidence("camvid-lite"))
 
 
+def test_readme_pictures_are_of_the_committed_weights():
+    """Their names hold the run's key: other weights need other pictures."""
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(shown) == 2 and set(shown) <= set(TRACKED) and all(f"example-{catalogue('camvid-lite')['lc-0.985'].run.key()}." in name for name in shown)
+
+
 def test_readme_hours_are_those_of_the_catalogue():
     """What a GPU would need for the paper's data, as `lc plan` adds it up."""
     readme = (ROOT / "README.md").read_text()
