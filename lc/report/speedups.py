@@ -170,14 +170,15 @@ def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
 def table(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, the opponent, and what LC loses, under the paper's."""
     data, found = next(iter(ev.records.values()))["data"]["name"], {}
-    miou, losses = printed("1").loc["mIoU"], equal_accuracy(ev).get(LOSS["val"], {})
+    miou, lost = printed("1").loc["mIoU"], equal_accuracy(ev)
+    losses = {at: "; ".join(f"{split} {row[LOSS[split]]}" for split in ev.splits if row[LOSS[split]]) for at, row in lost.iterrows()}
     named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, head in TIMED.items()}
-    rows = [("the paper's frame rates, Titan X", rho, f"{value:.2f}x", None, None, f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}")
+    rows = [("the paper's frame rates, Titan X", rho, f"{value:.2f}x", None, None, f"val {miou[f'{rho:.3f}'] - miou['1']:+.2f}")
             for rho, value in paper_speedups().items()]
     rows += [(f"{named[row.kind]}: {row.where}", row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
               f"{row.ideal:.2f}x", row.dense_form, losses.get((CASCADES.get(row.kind), f"{row.rho:g}", row.where)))
              for row in _timings(ev).itertuples()]
-    heads = ("speed-up", "ideal", "dense form", LOSS["val"])
+    heads = ("speed-up", "ideal", "dense form", "LC - DSN, points")
     for name, rho, *values in rows:
         found.setdefault(name, {}).update({(f"rho = {rho:g}", head): value for head, value in zip(heads, values)})
     parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
