@@ -171,7 +171,7 @@ def table(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, the opponent, and what LC loses, under the paper's."""
     data, found = next(iter(ev.records.values()))["data"]["name"], {}
     miou, lost = printed("1").loc["mIoU"], equal_accuracy(ev)
-    losses = {at: "; ".join(f"{split} {row[LOSS[split]]}" for split in ev.splits if row[LOSS[split]]) for at, row in lost.iterrows()}
+    losses = {at: "; ".join(f"{split} {row[LOSS[split]]}" for split in ev.splits if pd.notna(row[LOSS[split]])) for at, row in lost.iterrows()}
     named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, head in TIMED.items()}
     rows = [("the paper's frame rates, Titan X", rho, f"{value:.2f}x", None, None, f"val {miou[f'{rho:.3f}'] - miou['1']:+.2f}")
             for rho, value in paper_speedups().items()]
