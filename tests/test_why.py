@@ -142,6 +142,8 @@ def test_what_clips_say(house):
         lc, dsn = (ev[name].arrays[counts] for name in ("lc-0.985", "dsn"))
         ev.records[f"study-context{key}"] = fake_record("camvid-lite", "study-context", study=STUDY)
         ev.records[f"study-context{key}"].arrays["confusions"] = np.stack([lc, dsn, dsn, lc, lc, lc])
+        ev.records[f"study-context{key}"].values.update(experiment=f"study-context{key}", data={**ev["dsn"]["data"], "sha256": {key[1:] or "val": f"hash{key}"}})
+    assert list(tables.sources(ev, ["study-context", "study-context-test"])["data"]) == ["hash", "hash-test"]
     table = why.by_clip(ev)
     rows = {name: table.loc[f"{name} less every cell computed"].iloc[0].split()[0] for name in (
         "LC's weights: zeros", "LC's weights: halo 2", "DSN's weights: zeros", "DSN's weights: halo 2")}

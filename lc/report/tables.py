@@ -263,7 +263,7 @@ def sources(ev: Evidence, names: list[str] | None = None) -> pd.DataFrame:
     return pd.DataFrame({r.experiment: {
         "record": f'<a href="records/{r.path.name}">{r.path.name}</a>', "tier": r["tier"], "seed": r["seed"],
         "commit": r["commit"][:10] + (" + changes" if r["dirty"] else ""), "device": r["device"],
-        "data": r["data"]["sha256"]["val"], "state": r.stale or "current"} for r in found}).T
+        "data": r["data"]["sha256"].get("val") or r["data"]["sha256"]["test"], "state": r.stale or "current"} for r in found}).T
 
 
 def calibration_table(record: records.Record) -> pd.DataFrame:
