@@ -160,11 +160,11 @@ def study(entry: Experiment, root, device: torch.device) -> records.Record:
     """Evaluate finished weights as lc.studies says, on the split that its name ends in or else on val, and write a record of that."""
     clock, run = time.perf_counter(), entry.run
     made_on = records.provenance(device_name(device), *records.modules(run.model.network, entry.name))
-    name, _, split = entry.study.partition("-")
+    function, _, split = entry.study.partition("-")
     data = _split(run.data, split or "val", root)
     model, dsn = (trained(run.profile, name, device)[0] for name in (_name_of(run), "dsn"))
     module, _ = STUDIES[entry.study]
-    values, arrays = importlib.import_module(f"lc.{module}").STUDIES[name](model, dsn, data, run.rho)
+    values, arrays = importlib.import_module(f"lc.{module}").STUDIES[function](model, dsn, data, run.rho)
     record = records.write(entry, {
         **made_on, "seed": run.seed, "of": records.stem(_name_of(run), run),
         "evaluate_seconds": round(time.perf_counter() - clock, 1), "data": _describe(data), "study": values}, arrays)

@@ -106,11 +106,11 @@ def words(drawn: np.ndarray | None) -> str:
     return MISSING if drawn is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*interval(drawn))
 
 
-def gain(ev: Evidence, a: str, b: str, split: str) -> np.ndarray | None:
-    """Draws of the mIoU of run a less that of b, in points; None if one has no record."""
+def gain(ev: Evidence, a: str, b: str, split: str, images: slice = slice(None)) -> np.ndarray | None:
+    """Draws of the mIoU of run a less that of b on these images of a split, in points; None if one has no record."""
     if not {a, b} <= set(ev.records):
         return None
-    return draws(ev[a], f"confusions_{split}") - draws(ev[b], f"confusions_{split}")
+    return np.subtract(*(draws(ev[run], ev[run].arrays[f"confusions_{split}"][images]) for run in (a, b)))
 
 
 def of_seeds(ev: Evidence, name: str) -> list[str]:
@@ -118,9 +118,9 @@ def of_seeds(ev: Evidence, name: str) -> list[str]:
     return [name, *(f"{name}-seed-{seed}" for seed in ev.profile.seeds[1:])]
 
 
-def seed_gains(ev: Evidence, a: str, b: str, split: str) -> dict[int, np.ndarray | None]:
+def seed_gains(ev: Evidence, a: str, b: str, split: str, images: slice = slice(None)) -> dict[int, np.ndarray | None]:
     """`gain` of each seed of the profile."""
-    return {seed: gain(ev, *pair, split) for seed, *pair in zip(ev.profile.seeds, of_seeds(ev, a), of_seeds(ev, b))}
+    return {seed: gain(ev, *pair, split, images) for seed, *pair in zip(ev.profile.seeds, of_seeds(ev, a), of_seeds(ev, b))}
 
 
 def over_seeds(drawn: list[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ from lc.speed import cost
 from lc.experiments import CASCADES, EVERYWHERE, FULL, HALOS, SEEDED, catalogue
 from lc.networks import build
 from lc.studies import OUTSIDE
-from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, of_seeds, over_seeds, percent, seed_gains, variant, words
+from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, over_seeds, percent, seed_gains, variant, words
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
 HALO = "lc-halo-2"
@@ -202,31 +202,23 @@ def seeds(ev: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis(["gain", "split"])
 
 
-def _sides(ev: Evidence) -> dict[str, list[dict[str, np.ndarray]]]:
-    """By row of `by_clip`, for each seed and split, counts (2, N, K, K): what is compared, and with what."""
-    entries, found = catalogue(ev.profile.name), {}
-    for name in CASCADES.values():
-        pairs = [pair for pair in zip(of_seeds(ev, name), of_seeds(ev, entries[name].control or DSN)) if {*pair} <= set(ev.records)]
-        sides = [{split: np.stack([ev[run].arrays[f"confusions_{split}"] for run in pair]) for split in ev.splits} for pair in pairs]
-        found |= {f"{name} less its DSN" + f", mean of {len(pairs)} seeds" * (len(pairs) > 1): sides} if pairs else {}
-    studies = {split: ev.records.get(f"study-context{key}") for split, key in (("val", ""), ("test", "-test"))}
-    for network, less in itertools.product(("LC", "DSN"), ("zeros", "halo 2")) if all(studies.values()) else ():
-        pick = lambda s, variant: s.arrays["confusions"][len(s["study"]["variants"]) * (network == "DSN") + s["study"]["variants"].index(variant)]
-        found[f"{network}'s weights: {less} less every cell computed"] = [
-            {split: np.stack([pick(s, less), pick(s, "everything")]) for split, s in studies.items()}]
-    return found
-
-
 def by_clip(ev: Evidence) -> pd.DataFrame:
-    """Points on each of CLIPS, and on the last less on the first (images drawn apart), means over the seeds that are here: the timed cascades less
-    their DSNs; and the same weights with zeros outside a region, or a halo of 2, less with every cell computed."""
-    first, rows = next(iter(ev.records.values())), {}
-    for name, seeds_ in _sides(ev).items() if (clips := CLIPS.get(first["data"]["name"])) else ():
-        drawn = [over_seeds([np.subtract(*(draws(first, side[images]) for side in sides[split])) for sides in seeds_])
-                 for split, images in clips.values()]
-        apart = np.append(drawn[-1][0], np.roll(drawn[-1][1:], 1)) - drawn[0]
-        rows[name] = {head: words(values) for head, values in zip((*clips, "the last less the first"), (*drawn, apart))}
-    return pd.DataFrame(rows).T.rename_axis("points")
+    """Points on each of CLIPS, and on the last less on the first (images drawn apart): the timed cascades less their DSNs, means over the seeds that
+    are here; and the same weights with zeros outside a region, or a halo of 2, less with every cell computed."""
+    entries, clips, rows = catalogue(ev.profile.name), CLIPS.get(next(iter(ev.records.values()))["data"]["name"], {}), {}
+    for name in CASCADES.values() if clips else ():
+        by_seed = (seed_gains(ev, name, entries[name].control or DSN, *clip).values() for clip in clips.values())
+        gains = [[one for one in found if one is not None] for found in by_seed]
+        if seen := len(gains[0]):
+            rows[f"{name} less its DSN" + f", mean of {seen} seeds" * (seen > 1)] = [over_seeds(found) for found in gains]
+    studies = {split: ev.records.get(f"study-context{key}") for split, key in (("val", ""), ("test", "-test"))}
+    for network, less in itertools.product(("LC", "DSN"), ("zeros", "halo 2")) if clips and all(studies.values()) else ():
+        part = lambda s, v, images: draws(s, np.split(s.arrays["confusions"], 2)[network == "DSN"][s["study"]["variants"].index(v)][images])
+        rows[f"{network}'s weights: {less} less every cell computed"] = [
+            part(studies[split], less, images) - part(studies[split], "everything", images) for split, images in clips.values()]
+    apart = lambda drawn: np.append(drawn[-1][0], np.roll(drawn[-1][1:], 1)) - drawn[0]
+    return pd.DataFrame({name: dict(zip((*clips, "the last less the first"), map(words, (*drawn, apart(drawn))))) for name, drawn in rows.items()}
+                        ).T.rename_axis("points")
 
 
 def by_class(ev: Evidence, split: str) -> pd.DataFrame:
