@@ -235,3 +235,14 @@ def test_a_study_names_the_code_that_ran(house, monkeypatch):
     monkeypatch.setattr(records, "provenance", lambda *_: order.append("provenance") or {"commit": "before"})
     monkeypatch.setitem(studies.STUDIES, "border", lambda *_: order.append("study") or ({}, {}))
     assert runs.study(entry, None, CPU)["commit"] == "before" and order == ["provenance", "study"]
+
+
+def test_a_study_is_of_the_split_that_its_name_ends_in(house, monkeypatch):
+    """Of test images where it says so, and only of data whose test labels are public; else of val; the function is the same."""
+    monkeypatch.setattr(runs, "_split", lambda config, split, root: split), monkeypatch.setattr(runs, "_describe", lambda split: {"split": split})
+    monkeypatch.setattr(runs, "trained", lambda *_: (None, None))
+    monkeypatch.setitem(studies.STUDIES, "context", lambda model, dsn, data, rho: ({"seen": data}, {}))
+    for name, split in (("study-context", "val"), ("study-context-test", "test")):
+        record = runs.study(catalogue("camvid-lite")[name], None, CPU)
+        assert record["data"]["split"] == record["study"]["seen"] == split
+    assert "study-context-test" not in {*catalogue("voc12"), *catalogue("cityscapes")}
