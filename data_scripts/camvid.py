@@ -8,13 +8,11 @@ from pathlib import Path
 from fetching import Archive, Source, main, unpack
 from lc.errors import InputError
 
-LARGEST = 2 * 10 ** 9  # bytes that unpacking may write
-
 
 def prepare(archives: list[Path], folder: Path) -> dict:
     """Copy what lies under CamVid/ in the archive."""
     place = lambda member: "/".join(member.parts[member.parts.index("CamVid") + 1:]) if "CamVid" in member.parts[:-1] else None
-    if not unpack(archives[0], folder, place, LARGEST):
+    if not unpack(archives[0], folder, place):
         raise InputError(f"{archives[0]} is not the CamVid archive: no CamVid folder; fetch {CAMVID.archives[0].urls[0]} again")
     return {}
 

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from fetching import Archive, Source, main, unpack
 from lc.errors import InputError
 
-LARGEST = 16 * 10 ** 9  # bytes that one archive may unpack to
 KEEP = ("leftImg8bit/*/*/*_leftImg8bit.png", "gtFine/train/*/*_gtFine_labelIds.png", "gtFine/val/*/*_gtFine_labelIds.png")
 
 
@@ -23,7 +22,7 @@ def _place(member: PurePosixPath) -> str | None:
 
 def prepare(archives: list[Path], folder: Path) -> dict:
     """Unpack images and label ids; the number of files from each archive."""
-    counts = {archive.name: unpack(archive, folder, _place, LARGEST) for archive in archives}
+    counts = {archive.name: unpack(archive, folder, _place) for archive in archives}
     for name in (name for name, count in counts.items() if not count):
         raise InputError(f"{name} holds none of {', '.join(KEEP)}: another archive; fetch it from https://www.cityscapes-dataset.com/downloads/")
     return {"files": counts}

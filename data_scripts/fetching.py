@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import stat
 import sys
 import tarfile
 import tempfile
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import requests
@@ -45,8 +45,8 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """How <data>/<name> is made. prepare(archives, folder) fills the folder and returns what the manifest says of it; largest: bytes that one
-    archive may unpack to; needs: free bytes it takes; missing(archive, downloads): fetch what has no address, or raise the next step."""
+    """How <data>/<name> is made. prepare(archives, folder) fills the folder and returns what the manifest says of it; needs: free
+    bytes it takes; missing(archive, downloads): fetch what has no address, or raise the next step."""
     name: str
     archives: tuple[Archive, ...]
     terms: str
@@ -120,48 +120,27 @@ def _stream(url: str, part: Path, have: int) -> None:
                 bar.update(len(chunk))
 
 
-def _members(path: Path) -> Iterator[tuple[str, str, Callable]]:
-    """(name, "file" / "folder" / "other", open) of each member of a zip or tar, in its order."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as bundle:
-            for entry in bundle.infolist():
-                link = stat.S_ISLNK(entry.external_attr >> 16)
-                yield entry.filename, "other" if link else "folder" if entry.is_dir() else "file", lambda entry=entry: bundle.open(entry)
-    elif tarfile.is_tarfile(path):
-        with tarfile.open(path) as bundle:
-            for entry in bundle:
-                yield entry.name, "file" if entry.isreg() else "folder" if entry.isdir() else "other", lambda entry=entry: bundle.extractfile(entry)
-            while bundle.fileobj.read(2 ** 20):  # up to the check sum of a .tgz, which stands behind the last member
-                pass
-    else:
-        raise InputError(f"{path} is no readable zip or tar; fetch it again")
-
-
-def unpack(path: Path, folder: Path, place: Callable[[PurePosixPath], str | None], largest: int) -> int:
-    """Copy the members for which place(name) is not None to folder/place(name); their number. Refused: a name that leaves the archive's own folder,
-    a wanted member that is a link or device, more than `largest` bytes, a damaged archive."""
-    count, written = 0, 0
+def unpack(path: Path, folder: Path, place: Callable[[PurePosixPath], str | None]) -> int:
+    """Unpack the files for which place(name) is not None to folder/place(name); their number. Links and devices are left out, and Python's own checks
+    keep names inside the folder; InputError for what is no archive, or damaged."""
+    count, bar = 0, partial(tqdm, desc=f"unpacking {path.name}", unit="file", disable=None)
     try:
-        for name, kind, opened in tqdm(_members(path), desc=f"unpacking {path.name}", unit="file", disable=None):
-            member = PurePosixPath(name.replace("\\", "/"))
-            if ".." in member.parts or member.is_absolute():
-                raise InputError(f"{path} is refused: {name!r} is a path with .. or from the root; fetch the archive from its own site")
-            goal = place(member) if kind != "folder" else None
-            if goal is None:
-                continue
-            if kind == "other":
-                raise InputError(f"{path} is refused: {name!r} is a link or a device; fetch the archive from its own site")
-            target = folder / goal
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with opened() as source, open(target, "wb") as copy:
-                while chunk := source.read(2 ** 20):
-                    written += len(chunk)
-                    if written > largest:
-                        raise InputError(f"{path} is refused: it unpacks to over {largest} bytes; fetch the archive from its own site")
-                    copy.write(chunk)
-            count += 1
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as bundle:
+                for entry in bar(bundle.infolist()):
+                    if not entry.is_dir() and (goal := place(PurePosixPath(entry.filename))):
+                        entry.filename, count = goal, count + 1
+                        bundle.extract(entry, folder)
+        else:
+            with tarfile.open(path) as bundle:
+                for entry in bar(bundle):
+                    if entry.isreg() and (goal := place(PurePosixPath(entry.name))):
+                        bundle.extract(entry.replace(name=goal), folder, filter="data")
+                        count += 1
+                while bundle.fileobj.read(2 ** 20):  # up to the check sum of a .tgz, which stands behind the last member
+                    pass
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and run again, or fetch it again") from None
+        raise InputError(f"{path} is no archive, or damaged ({str(error).splitlines()[0]}); delete it and run again, or fetch it again") from None
     return count
 
 
@@ -178,9 +157,10 @@ def whole(folder: Path) -> Iterator[Path]:
 def obtain(source: Source, downloads: Path, given: list[Path], urls: list[str]) -> list[Path]:
     """A file for each archive: one that was given (itself, or in a given folder), else one in downloads, else fetched."""
     found = []
+    for path in given:
+        paths.need(path, "archive", "give the file, or the folder that holds it")
     for position, archive in enumerate(source.archives):
-        files = [paths.need(path, "archive", "give the file, or the folder that holds it") for path in given]
-        files = [path / archive.name if path.is_dir() else path for path in files]
+        files = [path / archive.name if path.is_dir() else path for path in given]
         files = [path for path in files if path.exists() and (path.name == archive.name or len(source.archives) == 1)]
         if files or (downloads / archive.name).exists():
             found.append((files or [downloads / archive.name])[0])

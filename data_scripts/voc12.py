@@ -4,7 +4,6 @@ trainaug = (SBD's train and val + VOC's train) - VOC's val. A mask is VOC's own 
 Without a network: fetch VOCtrainval_11-May-2012.tar (2.0 GB) and benchmark.tgz (1.4 GB), then --from-archive with both, or with their folder.
 Made: <data>/voc12/ with JPEGImages/, SegmentationClassAug/ (21 classes, 255 = void), trainaug.txt, val.txt, LICENCE.txt, manifest.json.
 """
-import hashlib
 import sys
 import zlib
 from pathlib import Path, PurePosixPath
@@ -15,10 +14,8 @@ from tqdm import tqdm
 
 from fetching import Archive, Source, main, unpack
 from lc import paths
-from lc.data import SPECS
 from lc.errors import InputError
 
-LARGEST = 6 * 10 ** 9  # bytes that one archive may unpack to
 VOC_KEEP = ("JPEGImages/*.jpg", "SegmentationClass/*.png", "ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/val.txt")
 SBD_KEEP = ("dataset/cls/*.mat", "dataset/train.txt", "dataset/val.txt")
 
@@ -35,10 +32,10 @@ def _names(listing: Path) -> set[str]:
 
 
 def prepare(archives: list[Path], folder: Path) -> dict:
-    """Merge the two archives; counts and hashes of both lists."""
+    """Merge the two archives; how many masks are from which."""
     raw = folder.parent / "raw"
     for archive, kept, below in zip(archives, (VOC_KEEP, SBD_KEEP), ("voc", "sbd")):
-        unpack(archive, raw, _place(kept, below), LARGEST)
+        unpack(archive, raw, _place(kept, below))
     own, held_out = (_names(raw / f"voc/ImageSets/Segmentation/{split}.txt") for split in ("train", "val"))
     train = (own | _names(raw / "sbd/dataset/train.txt") | _names(raw / "sbd/dataset/val.txt")) - held_out
     (folder / "JPEGImages").mkdir()
@@ -53,8 +50,7 @@ def prepare(archives: list[Path], folder: Path) -> dict:
     lists = {"trainaug": sorted(train), "val": sorted(held_out)}
     for split, names in lists.items():
         (folder / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
-    return {"masks": {"VOC": len(own | held_out), "SBD": len(train - own)},
-            "list_sha256": {split: hashlib.sha256("\n".join(names).encode()).hexdigest() for split, names in lists.items()}}
+    return {"masks": {"VOC": len(own | held_out), "SBD": len(train - own)}}
 
 
 def _take(source: Path, target: Path) -> None:
@@ -62,15 +58,13 @@ def _take(source: Path, target: Path) -> None:
 
 
 def convert(source: Path, target: Path) -> None:
-    """An SBD annotation (.mat, GTcls.Segmentation, values 0-20) as a palette PNG."""
+    """An SBD annotation (.mat, GTcls.Segmentation, values 0-20) as a PNG of class numbers."""
     paths.need(source, "SBD annotation", "benchmark.tgz is incomplete: fetch it again")
     try:
         mask = loadmat(source)["GTcls"][0, 0]["Segmentation"]
     except (KeyError, IndexError, ValueError, zlib.error) as error:
         raise InputError(f"{source.name} of benchmark.tgz holds no GTcls.Segmentation ({error}); fetch it again") from None
-    image = Image.fromarray(mask.astype("uint8"))
-    image.putpalette([value for colour in SPECS["voc12"].palette for value in colour])
-    image.save(target)
+    Image.fromarray(mask.astype("uint8")).save(target)
 
 
 # both sums: as torchvision's and TensorFlow's data set code give them; the data sets' own sites publish none

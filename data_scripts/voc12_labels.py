@@ -2,15 +2,13 @@
 
     python data_scripts/voc12_labels.py MASKS
 
-MASKS: a folder, or an archive of it (.tar.xz), with trainaug.txt, val.txt and SegmentationClassAug/<name>.png, one byte per pixel, 255 = void.
+MASKS: a folder with trainaug.txt, val.txt and SegmentationClassAug/<name>.png, one byte per pixel, 255 = void.
 Writes results/voc12/labels.json.
 """
 import argparse
 import hashlib
-import io
 import json
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +18,10 @@ from tqdm import tqdm
 
 from lc import metrics, paths, records
 from lc.cascade import STRIDE, upsample
+from lc.data import IGNORE, SPECS
 from lc.errors import InputError
 
-CLASSES = 21
-IGNORE = 255
-
-
-def open_masks(source: Path):
-    """(function from a name to bytes) for a folder or an archive; InputError if it is neither."""
-    if source.is_dir():
-        return lambda name: (source / name).read_bytes()
-    if not tarfile.is_tarfile(paths.need(source, "VOC masks", "give a folder or a .tar.xz that holds SegmentationClassAug")):
-        raise InputError(f"{source} is neither a folder nor an archive")
-    with tarfile.open(source) as archive:
-        files = {member.name.removeprefix("./"): archive.extractfile(member).read() for member in tqdm(archive, desc="reading", unit="file") if member.isfile()}
-    return files.__getitem__
+CLASSES = len(SPECS["voc12"].names)
 
 
 def best_map(label: np.ndarray) -> np.ndarray:
@@ -45,17 +32,17 @@ def best_map(label: np.ndarray) -> np.ndarray:
     return present[upsample(one_hot, label.shape)[0].argmax(0).numpy()]
 
 
-def facts(read) -> dict:
-    """Counts and shares from all masks of val, and the lengths of both lists; KeyError or FileNotFoundError names what is missing."""
-    lists = {split: read(f"{split}.txt").decode().split() for split in ("trainaug", "val")}
+def facts(folder: Path) -> dict:
+    """Counts and shares from all masks of val, and the lengths of both lists; FileNotFoundError names what is missing."""
+    lists = {split: (folder / f"{split}.txt").read_text().split() for split in ("trainaug", "val")}
     pixels, confusion = np.zeros(256, np.int64), np.zeros((CLASSES, CLASSES), np.int64)
-    for name in tqdm(lists["val"], desc="val masks", unit="mask"):
-        label = np.array(Image.open(io.BytesIO(read(f"SegmentationClassAug/{name}.png"))))
+    for name in tqdm(lists["val"], desc="val masks", unit="mask", disable=None):
+        label = np.array(Image.open(folder / f"SegmentationClassAug/{name}.png"))
+        if strange := {*np.unique(label).tolist()} - {*range(CLASSES), IGNORE}:
+            raise InputError(f"mask {name} holds labels other than 0-{CLASSES - 1} and {IGNORE}: {sorted(strange)}; fetch the masks again")
         pixels += np.bincount(label.ravel(), minlength=256)
         confusion += metrics.confusion(label, best_map(label), CLASSES, IGNORE)
     known, total = pixels[:CLASSES].sum(), pixels.sum()
-    if known + pixels[IGNORE] != total:
-        raise InputError(f"a mask holds labels other than 0-20 and 255: {np.flatnonzero(pixels)[CLASSES:-1].tolist()}")
     return {"images": {split: len(names) for split, names in lists.items()}, "both_lists": len(set(lists["trainaug"]) & set(lists["val"])),
             "list_sha256": {split: hashlib.sha256("\n".join(names).encode()).hexdigest() for split, names in lists.items()},
             "pixels": pixels[:CLASSES].tolist(), "void_share": pixels[IGNORE] / total, "background_of_labelled": pixels[0] / known,
@@ -69,8 +56,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=paths.results("voc12") / "labels.json")
     args = parser.parse_args()
     try:
-        found = facts(open_masks(args.masks))
-    except (InputError, FileNotFoundError, KeyError) as error:
+        found = facts(args.masks)
+    except (InputError, OSError) as error:
         print(f"voc12_labels: {error}", file=sys.stderr)
         return 2
     records.write_whole(args.out, (json.dumps({**found, **records.provenance("CPU")}, indent=1) + "\n").encode())

@@ -223,22 +223,16 @@ def epoch_loader(samples: TrainingSamples, epoch: int, workers: int = 0) -> Data
                       prefetch_factor=4 if workers else None, pin_memory=torch.cuda.is_available())
 
 
-def eval_batches(data: SegmentationSet, batch_size: int = 8) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """(indices, images, labels) in order, whole images; images of another size start a new batch."""
-    batch: list[tuple[int, Tensor, Tensor]] = []
-    for i in range(len(data)):
-        image, label = data.read(i)
-        if batch and (len(batch) == batch_size or batch[0][2].shape != label.shape):
-            yield _stack(batch)
+def eval_batches(data: SegmentationSet) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, labels) in order, whole images, eight at a time; images of another size start a new batch."""
+    batch: list[tuple[Tensor, Tensor]] = []
+    for image, label in map(data.read, range(len(data))):
+        if batch and (len(batch) == 8 or batch[0][1].shape != label.shape):
+            yield tuple(map(torch.stack, zip(*batch)))
             batch = []
-        batch.append((i, to_input(image), torch.from_numpy(label).long()))
+        batch.append((to_input(image), torch.from_numpy(label).long()))
     if batch:
-        yield _stack(batch)
-
-
-def _stack(batch: list) -> tuple[list[int], Tensor, Tensor]:
-    indices, images, labels = zip(*batch)
-    return list(indices), torch.stack(images), torch.stack(labels)
+        yield tuple(map(torch.stack, zip(*batch)))
 
 
 def median_frequency_weights(data: SegmentationSet) -> Tensor:

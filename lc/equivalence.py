@@ -147,7 +147,7 @@ def probe_study(name: str, config: dict, root: str) -> dict[str, np.ndarray]:
     entry, data = experiment(config["profile"], name), from_dict(RunConfig, {**config, "data": {**config["data"], "limit": IMAGES}}).data
     model, dsn = (runs.trained(config["profile"], of, "cpu")[0] for of in (runs._name_of(entry.run), "dsn"))
     module = importlib.import_module(f"lc.{STUDIES[entry.study][0]}")
-    values, arrays = module.STUDIES[entry.study.partition("-")[0]](model, dsn, SegmentationSet(data, "val", root), entry.run.rho)
+    values, arrays = getattr(module, entry.study.partition("-")[0])(model, dsn, SegmentationSet(data, "val", root), entry.run.rho)
     said = json.dumps({key: value for key, value in values.items() if key != "seconds"})
     return {**arrays, "values": np.frombuffer(said.encode(), np.uint8)}
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lc import metrics
 from lc.cascade import cells_to_pixels, upsample
@@ -38,22 +38,25 @@ class Evaluation:
             "decided_pixels": self.decided.tolist()}
 
 
+def confusions(log_probs: Tensor, labels: Tensor, classes: int) -> np.ndarray:
+    """(N, K, K) of a batch: log-probabilities (N, K, h, w) on cells against labels (N, H, W) on pixels."""
+    guesses = upsample(log_probs, labels.shape[1:]).argmax(1).cpu().numpy()
+    return np.stack([metrics.confusion(*pair, classes) for pair in zip(labels.numpy(), guesses)])
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, data: SegmentationSet, rho: float) -> Evaluation:
     """Evaluate `model` (eval mode is set and left set) on whole images, at the resolution of the labels, in float32."""
     model.eval()
     device = next(model.parameters()).device
     stages, classes = len(model.stages), data.num_classes
-    confusions = np.zeros((len(data), classes, classes), np.int64)
-    decided, handed = np.zeros((stages, classes), np.int64), np.zeros(stages)
-    for indices, images, labels in eval_batches(data):
+    counts, decided, handed = [], np.zeros((stages, classes), np.int64), np.zeros(stages)
+    for images, labels in eval_batches(data):
         out = model(images.to(device, memory_format=torch.channels_last), rho)
-        prediction = upsample(out.log_probs, labels.shape[1:]).argmax(1).cpu().numpy()
+        counts.append(confusions(out.log_probs, labels, classes))
         stage = cells_to_pixels(out.decided, labels.shape[1:]).cpu().numpy()
-        for i, label, guess in zip(indices, labels.numpy(), prediction):
-            confusions[i] = metrics.confusion(label, guess, classes)
         known = labels.numpy() != IGNORE
         pairs = (stage[known].astype(np.int64) - 1) * classes + labels.numpy()[known]
         decided += np.bincount(pairs, minlength=stages * classes).reshape(stages, classes)
-        handed += np.array(out.shares) * len(indices)
-    return Evaluation(rho, confusions, decided, handed / len(data))
+        handed += np.array(out.shares) * len(images)
+    return Evaluation(rho, np.concatenate(counts), decided, handed / len(data))

@@ -6,14 +6,12 @@ LC "can be easily applied" to other networks (Sec. 1): name the network's compon
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from pickle import UnpicklingError
 
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models.vgg import VGG, cfgs
 from torch import Tensor, nn
 
@@ -24,7 +22,6 @@ from lc.config import CHOICES
 from lc.errors import InputError
 
 Components = OrderedDict[str, nn.Module]
-EPS = 1e-3  # two normalisations that differ by less are one
 
 
 class Renormalise(nn.Module):
@@ -36,33 +33,23 @@ class Renormalise(nn.Module):
         ours, theirs = ([torch.tensor(v).view(3, 1, 1) for v in pair] for pair in ((MEAN, STD), (mean, std)))
         self.register_buffer("scale", ours[1] / theirs[1], persistent=False)
         self.register_buffer("shift", (ours[0] - theirs[0]) / theirs[1], persistent=False)
-        self.needed = bool((self.scale - 1).abs().max() > EPS or self.shift.abs().max() > EPS)
 
     def forward(self, image: Tensor) -> Tensor:
-        return image * self.scale + self.shift if self.needed else image
+        return image * self.scale + self.shift
 
 
 def _timm(name: str, weights: str, **settings) -> nn.Module:
     """A timm network; weights: "" (random), "imagenet" (fetched once, then cached by timm) or a file of its weights."""
-    if weights not in ("", "imagenet") and not Path(weights).is_file():
-        raise InputError(f"weights {weights!r} of {name}: give imagenet, or a .safetensors or .pth file that timm's {name} can load")
     try:
-        network = timm.create_model(name, pretrained=weights == "imagenet", **settings)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"ImageNet weights of {name} could not be fetched ({error}); fetch them elsewhere and give the file "
-                         "(model.weights=FILE)") from None
-    if weights not in ("", "imagenet"):
-        try:
-            network.load_state_dict(load_file(weights) if weights.endswith(".safetensors") else torch.load(weights, "cpu", weights_only=True))
-        except (OSError, RuntimeError, SafetensorError, UnpicklingError, TypeError) as error:
-            raise InputError(f"weights {weights} are none of timm's {name} ({str(error).strip().splitlines()[0]}); give a file that it can "
-                             "load") from None
-    return network
+        return timm.create_model(name, pretrained=weights == "imagenet", checkpoint_path=weights if weights != "imagenet" else "", **settings)
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError, TypeError, AttributeError) as error:
+        why = (str(error).strip() or "no such file").splitlines()[0]  # timm's FileNotFoundError has no text
+        raise InputError(f"{weights} weights of timm's {name} cannot be had ({why}); give imagenet, or a .safetensors or .pth file that it can "
+                         "load (model.weights=FILE)") from None
 
 
 def vgg16(width: float = 1.0, weights: str = "") -> Components:
     """VGG16 with batch norm: conv1 ... conv5, each ending in its pooling."""
-    _full_width("vgg16", width, weights)
     if width == 1:
         layers = _timm("vgg16_bn", weights).features
     else:
@@ -73,7 +60,6 @@ def vgg16(width: float = 1.0, weights: str = "") -> Components:
 
 def resnet101(width: float = 1.0, weights: str = "") -> Components:
     """ResNet-101: stem and layer1 ... layer4; a narrow one keeps the stem's 64 channels."""
-    _full_width("resnet101", width, weights)
     settings = {} if width == 1 else {"channels": tuple(_scaled(c, width) for c in (64, 128, 256, 512))}
     network = _timm("resnet101", weights, **settings)
     stem = nn.Sequential(network.conv1, network.bn1, network.act1, network.maxpool)
@@ -91,11 +77,6 @@ def inception_resnet_v2(width: float = 1.0, weights: str = "") -> Components:
     first = {name: parts.pop(name) for name in names[:names.index("mixed_5b")]}
     stem = nn.Sequential(OrderedDict(renormalise=Renormalise(config["mean"], config["std"]), **first))
     return OrderedDict(stem=stem, **parts)
-
-
-def _full_width(name: str, width: float, weights: str) -> None:
-    if weights and width != 1:
-        raise InputError(f"a narrow {name} has no ImageNet weights: model.width must be 1 with model.weights={weights!r}, got {width:g}")
 
 
 def _scaled(channels: int, width: float) -> int:
@@ -166,11 +147,12 @@ def build(num_classes: int, network: str = "irnet", weights: str = "", width: fl
     systems of lc.baselines are cascades of one stage. InputError for an unknown network, or no class."""
     if network not in CHOICES["network"] or num_classes < 1:
         raise InputError(f"a network is one of {', '.join(CHOICES['network'])} with 1 class or more, got {network!r} with {num_classes}")
+    if weights and (network == "irnet" or width != 1):
+        raise InputError(f"model.weights={weights!r}: neither IRNet nor a network of another width than its own has ImageNet weights; use "
+                         "model.network=inception_resnet_v2, or model.width=1")
     if network in baselines.SYSTEMS:
         return LayerCascade(*baselines.SYSTEMS[network](num_classes, width, weights))
     if network == "irnet":
-        if weights:
-            raise InputError(f"model.weights={weights!r}: no ImageNet weights of IRNet exist; use model.network=inception_resnet_v2")
         components = irnet(width, blocks)
     else:
         make, cut = TIMM[network]

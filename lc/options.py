@@ -72,6 +72,3 @@ def crf(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: floa
     plain = lambda x, _, *choice: probabilities(model, x.to(device), rho, *choice)
     return _compare({"LC": plain, "LC, CRF": refined, "LC, three scales": lambda x, i: plain(x, i, SCALES),
                      "LC, three scales, CRF": lambda x, i: refined(x, i, SCALES)}, data, PROCEDURAL if data.spec.synthetic else 1)
-
-
-STUDIES = {"multiscale": multiscale, "crf": crf}

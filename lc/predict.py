@@ -1,6 +1,6 @@
 """A trained cascade on images and videos: label, stage and confidence maps at the size of the image, and their pictures."""
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,12 @@ class Prediction:
     seconds: float
 
 
-def examples(profile_name: str) -> dict[str, np.ndarray]:
-    """The validation images that figures show: images (E, H, W, 3), labels (E, H, W), names (E,)."""
+def examples(profile_name: str) -> dict[str, Sequence]:
+    """The validation images that figures show: images, each (H, W, 3), labels, each (H, W), and their names."""
     path = paths.need(paths.results(profile_name) / "examples.npz", "example images", f"run `make reproduce PROFILE={profile_name}`")
     with np.load(path) as file:
-        return dict(file)
+        names = file["names"]
+        return {"names": names, **{f"{what}s": [file[f"{what}{n}"] for n in range(len(names))] for what in ("image", "label")}}
 
 
 def _input(model: nn.Module, image: np.ndarray, height: int | None = None) -> Tensor:

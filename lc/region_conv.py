@@ -130,14 +130,6 @@ def _convolved(rows: Tensor, region: Region, weight: Tensor, bias: Tensor | None
     return _CompactConv.apply(rows, None if kernel == (1, 1) else region.table(kernel, dilation), weight, bias)
 
 
-def region_max_pool2d(x: "RegionTensor", kernel, dilation=1) -> "RegionTensor":
-    """Max pooling over M, stride 1, on the map that windows read (a pass over it costs less than a gather for each tap): neighbours outside
-    the image never win, those outside M count as the reading says."""
-    below, beside = (d * (k // 2) for k, d in zip(_pair(kernel), _pair(dilation)))
-    padded = F.pad(x.read(x.rows), (beside, beside, below, below), value=float("-inf"))  # PyTorch's own padding stops at half of an undilated window
-    return x.with_rows(x.region.gather(F.max_pool2d(padded, kernel, 1, 0, dilation)))
-
-
 @dataclass(eq=False)
 class RegionTensor:
     """The pixels of a region, standing in for the map (N, C, H, W) they were cut from.
@@ -241,12 +233,15 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
 
 
 def _max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False) -> RegionTensor:
+    """Over M, on the map that windows read (a pass over it costs less than a gather for each tap): neighbours outside the image never win, those
+    outside M count as the reading says."""
     kernel, dilation = _pair(kernel_size), _pair(dilation)
-    same = tuple(d * (k // 2) for k, d in zip(kernel, dilation))
+    below, beside = same = tuple(d * (k // 2) for k, d in zip(kernel, dilation))
     if _pair(stride or kernel) != (1, 1) or _pair(padding) != same or return_indices or not all(k % 2 for k in kernel):
         raise ValueError(f"max pooling on a region keeps the grid: stride 1, odd kernel, padding {same}; got kernel {kernel}, "
                          f"stride {stride}, padding {padding}. Cut the stage after this layer")
-    return region_max_pool2d(input, kernel, dilation)
+    padded = F.pad(input.read(input.rows), (beside, beside, below, below), value=float("-inf"))  # PyTorch's own stops at half of an undilated window
+    return input.with_rows(input.region.gather(F.max_pool2d(padded, kernel, 1, 0, dilation)))
 
 
 def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> RegionTensor:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lc import paths, records
 from lc.cascade import LayerCascade
 from lc.config import RunConfig
-from lc.data import IGNORE, SPECS, SegmentationSet, Spec
+from lc.data import SPECS, SegmentationSet, Spec
 from lc.errors import InputError
 from lc.evaluate import Evaluation, evaluate
 from lc.experiments import CASCADES, STUDIES, Experiment, catalogue, experiment, profile
@@ -164,7 +164,7 @@ def study(entry: Experiment, root, device: torch.device) -> records.Record:
     data = _split(run.data, split or "val", root)
     model, dsn = (trained(run.profile, name, device)[0] for name in (_name_of(run), "dsn"))
     module, _ = STUDIES[entry.study]
-    values, arrays = importlib.import_module(f"lc.{module}").STUDIES[function](model, dsn, data, run.rho)
+    values, arrays = getattr(importlib.import_module(f"lc.{module}"), function)(model, dsn, data, run.rho)
     record = records.write(entry, {
         **made_on, "seed": run.seed, "of": records.stem(_name_of(run), run),
         "evaluate_seconds": round(time.perf_counter() - clock, 1), "data": _describe(data), "study": values}, arrays)
@@ -192,17 +192,9 @@ def _keep_examples(profile_name: str, data: SegmentationSet) -> None:
         return
     packed = io.BytesIO()
     picks = [round((i + 0.5) * len(data) / 3) for i in range(min(3, len(data)))]
-    pairs = [data.read(i) for i in picks]
-    np.savez_compressed(packed, images=_stacked([p[0] for p in pairs], 0), labels=_stacked([p[1] for p in pairs], IGNORE),
-                        names=np.array([data.name(i) for i in picks]))
+    arrays = {f"{what}{n}": part for n, i in enumerate(picks) for what, part in zip(("image", "label"), data.read(i))}
+    np.savez_compressed(packed, names=np.array([data.name(i) for i in picks]), **arrays)
     records.write_whole(target, packed.getvalue())
-
-
-def _stacked(parts: list[np.ndarray], fill: int) -> np.ndarray:
-    """Arrays (H, W, ...) as one, those that are smaller filled up at the right and below."""
-    sides = [max(side) for side in zip(*(part.shape[:2] for part in parts))]
-    return np.stack([np.pad(part, [(0, whole - side) for whole, side in zip(sides, part.shape)] + [(0, 0)] * (part.ndim - 2), constant_values=fill)
-                     for part in parts])
 
 
 def evaluate_at(profile_name: str, name: str, rho: float, root=None, device: torch.device | str = "cpu") -> Evaluation:

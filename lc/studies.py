@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from lc import metrics
+from lc import evaluate, metrics
 from lc.cascade import STRIDE, CascadeOutput, LayerCascade, cells_to_pixels, upsample
 from lc.data import IGNORE, SegmentationSet, eval_batches
 from lc.experiments import EVERYWHERE
@@ -26,14 +26,8 @@ PAIRS = tuple((a, b) for a in (0.8, 0.9, 0.95, 0.985, 1.0) for b in (0.8, 0.9, 0
 
 @torch.no_grad()
 def _forward(model: LayerCascade, data: SegmentationSet, rho: float) -> Iterator[tuple[CascadeOutput, Tensor]]:
-    for _, images, labels in eval_batches(data, 8):
+    for images, labels in eval_batches(data):
         yield model(images.to(next(model.parameters()).device, memory_format=torch.channels_last), rho), labels
-
-
-def _confusion(log_probs: Tensor, label: Tensor, classes: int) -> np.ndarray:
-    """(N, K, K) of a batch of label maps on cells against labels on pixels."""
-    guess = upsample(log_probs, label.shape[1:]).argmax(1).cpu().numpy()
-    return np.stack([metrics.confusion(*pair, classes) for pair in zip(label.numpy(), guess)])
 
 
 def boundary_distance(label: np.ndarray) -> np.ndarray:
@@ -83,7 +77,7 @@ def context(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: 
         for network.reading, network.halo in variants:
             counts, active, cells = [], np.zeros(len(network.stages)), 0
             for out, labels in _forward(network, data, rho):
-                counts.append(_confusion(out.log_probs, labels, data.num_classes))
+                counts.append(evaluate.confusions(out.log_probs, labels, data.num_classes))
                 active += [out.decided.numel() if region is None else len(region) for region in out.regions]
                 cells += out.decided.numel()
             confusions.append(np.concatenate(counts))
@@ -126,7 +120,7 @@ def selection(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho
                 on = wrong[:2] if rule == "oracle" else torch.stack([(confidence[s] < r) | (r >= 1) for s, r in enumerate(rule)]).cpu()
                 stage = torch.where(on[0], torch.where(on[1], 2, 1), 0)  # (N, h, w)
                 chosen = stages.gather(0, stage[None, :, None].expand(1, *stages.shape[1:]).to(stages.device))[0]
-                confusions[row, number] += _confusion(chosen, labels, data.num_classes).sum(0)
+                confusions[row, number] += evaluate.confusions(chosen, labels, data.num_classes).sum(0)
                 handed[row, number] += [stage.numel(), int((stage > 0).sum()), int((stage > 1).sum())]
     handed /= handed[..., :1]
     return ({"networks": ["LC", "DSN"], "rules": [r if isinstance(r, str) else list(r) for r in rules], "handed": handed.tolist(),
@@ -150,6 +144,3 @@ def border(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: f
     count = lambda chosen: np.stack([np.bincount(band[use], minlength=1 + len(DEPTHS)) for band, use in chosen])
     counts = [count((b, b >= 0) for b in bands)] + [count((b, (b >= 0) & r) for b, r in zip(bands, right)) for right in columns]
     return {"depths": list(DEPTHS), "networks": ["LC", "LC, every cell computed", "DSN"]}, {"counts": np.stack(counts, -1).astype(np.int32)}
-
-
-STUDIES = {"difficulty": difficulty, "context": context, "calibration": calibration, "selection": selection, "border": border}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -27,8 +27,6 @@ from lc.evaluate import evaluate
 from lc.networks import build
 from lc.region import Region
 from lc.region_conv import windows
-
-ESTIMATE_AFTER = 20  # steps
 
 
 def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | None = None, hard_above: float = 1.0) -> Tensor:
@@ -213,18 +211,10 @@ class Trainer:
             losses.append(loss.detach())
             handed.append(torch.stack([mask.float().mean() for mask in out.handed]))
             bar.update()
-            self._estimate(bar)
         loss = torch.stack(losses).mean().item()
         if loss != loss:
             raise InputError(f"the loss of epoch {epoch + 1} is not a number; lower phases.*.lr (now {phase.lr})")
         return {"loss": loss, "handed": [round(v, 5) for v in torch.stack(handed).mean(0).tolist()]}
-
-    def _estimate(self, bar: tqdm) -> None:
-        """Say after the first steps what the run will cost, before it spends hours."""
-        if bar.n - bar.initial == ESTIMATE_AFTER:
-            step, left = (time.perf_counter() - self.clock) / ESTIMATE_AFTER, bar.total - bar.n
-            bar.write(f"{self.folder.name}: {step:.2f} s a step over the first {ESTIMATE_AFTER}; the {left} that are left take about "
-                      f"{step * left / 3600:.2f} hours, evaluation apart")
 
     def _log(self, row: dict) -> None:
         self.history.append(row)
@@ -274,10 +264,8 @@ def training_format(amp: torch.dtype | None, device: torch.device) -> torch.memo
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights as safetensors, whole or not at all; matrices in half precision, which is what is then evaluated."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     small = {name: value.half() if value.dim() > 1 else value for name, value in model.state_dict().items()}
-    save_file({name: value.contiguous().cpu() for name, value in small.items()}, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    records.write_whole(path, save({name: value.contiguous().cpu() for name, value in small.items()}))
 
 
 def load_model(run: RunConfig, num_classes: int, path: Path, device: torch.device | str = "cpu") -> LayerCascade:

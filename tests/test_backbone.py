@@ -61,11 +61,13 @@ def test_macs_of_the_cascade_are_those_of_the_layers_that_ran():
     rho = float(model(image, 1.0, depth=1).log_probs.exp().amax(1).median())
     with FlopCounterMode(display=False) as counter:
         out = model(image, rho)
+    with FlopCounterMode(display=False) as dense:
+        cost.dense(model)(image)
     assert 0 < out.shares[1] < 1
     rows = [1.0, *(region.rows / region.mask.numel() for region in out.regions[1:])]
     assert all(0 <= row - share < 16 / 64 for row, share in zip(rows, out.shares)), "on a CPU a region has up to 15 rows more than pixels"
-    assert counter.get_total_flops() / 2 == pytest.approx(cost.cascade_macs(model, (64, 64), rows))
-    assert cost.dense_network_macs(model, (64, 64)) < sum(row["macs"] for row in cost.components(model, (64, 64)))
+    assert counter.get_total_flops() / 2 == pytest.approx(cost.cascade_share(model, (64, 64), rows) * dense.get_total_flops() / 2)
+    assert cost.cascade_share(model, (64, 64), [1, 1, 1]) > 1, "two heads more"
 
 
 @torch.no_grad()
@@ -87,7 +89,7 @@ def test_rows_of_a_trained_cascade(monkeypatch):
     assert all(out.decided.shape == (1, 12, 12) for out in outs)
     handed, computed = np.mean([out.shares for out in outs], axis=0), np.mean([out.regions[1].mask.float().mean().item() for out in outs])
     assert rows[2]["handed"] == handed.tolist() and handed[1] < rows[2]["computed"][1] == pytest.approx(computed) and computed < 1
-    assert rows[2]["ideal"] == cost.dense_network_macs(model, (96, 96)) / cost.cascade_macs(model, (96, 96), rows[2]["computed"]) > rows[1]["ideal"]
+    assert rows[2]["ideal"] == 1 / cost.cascade_share(model, (96, 96), rows[2]["computed"]) > rows[1]["ideal"]
 
 
 @pytest.mark.parametrize("part, form", [("prepare", "all active"), ("fold", "folded"), ("regions", "the cascade in PyTorch")])

@@ -105,13 +105,13 @@ def image_at(path):
     (("bench", "network", "--json", "results/equivalent.json"), "equivalent.json is there and is no timing file"),
     (("train", "initial", "--profile", "smoke", "--out", "IMAGE"), "no folder can be made at"),
     (("train", "initial", "--profile", "smoke", "--set", "model.cut=[0,5]"), "cut must rise strictly between 0 and 6, got (0, 5)"),
-    (("train", "vgg16-initial", "--profile", "smoke", "--set", "model.weights=IMAGE", "--set", "model.width=1.0"), "are none of timm's vgg16_bn ("),
+    (("train", "vgg16-initial", "--profile", "smoke", "--set", "model.weights=IMAGE", "--set", "model.width=1.0"), "image.png weights of timm's vgg16_bn cannot be had ("),
     (("stage", "--profile", "nosuch"), "unknown profile 'nosuch'"), (("stage", "--profile", "voc12"), "records of voc12 not found"),
     (("video", "FOLDER", "--out", "FOLDER"), "is the folder of the frames, which would be overwritten; give another one"),
     (("table", "9"), "table '9' is not printed here; tables: 1, 2, readme; the book has the others"),
     (("notebook", "rhoo", "--out", "/tmp/x.ipynb"), "unknown notebook 'rhoo'; notebooks: architecture"),
     (("notebook", "rho", "--set", "rhoo=1", "--out", "/tmp/x.ipynb"), "notebook rho has no parameter 'rhoo'; its parameters: profile, rho"),
-    (("notebook", "rho", "--set", "rho=high", "--out", "/tmp/x.ipynb"), "parameter rho of notebook rho must be float, got 'high'"),
+    (("notebook", "rho", "--set", "rho=high", "--out", "/tmp/x.ipynb"), "rho must be a number in [0, 1], got 'high'"),
     (("notebook", "rho", "--set", "rho=1.5", "--out", "/tmp/x.ipynb"), "rho must be in [0, 1], got 1.5"),
 ])
 def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):

@@ -134,7 +134,7 @@ def test_eval_batches_split_where_sizes_change(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "camvid/val/val_0001.png")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "camvid/valannot/val_0001.png")
     batches = list(eval_batches(SegmentationSet(DataConfig("camvid"), "val", tmp_path)))
-    assert [indices for indices, _, _ in batches] == [[0], [1], [2]]
+    assert [tuple(labels.shape) for _, labels in batches] == [(1, 16, 24), (1, 8, 8), (1, 16, 24)]
 
 
 def test_median_frequency_weights(tmp_path):

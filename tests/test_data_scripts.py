@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ import camvid  # noqa: E402
 import cityscapes  # noqa: E402
 import fetching  # noqa: E402
 import voc12  # noqa: E402
+import voc12_labels  # noqa: E402
 
 SOURCES = {"camvid": camvid.CAMVID, "voc12": voc12.VOC12, "cityscapes": cityscapes.CITYSCAPES}
 SBD = "benchmark_RELEASE/dataset"
@@ -281,18 +283,18 @@ def flipped(file: str):
     ("voc12", without("JPEGImages/2007_000004"), "2007_000004.jpg does not exist; an archive is incomplete"),
     ("voc12", without("cls/2007_000005"), "2007_000005.mat does not exist; benchmark.tgz is incomplete"),
     ("voc12", without("Segmentation/val.txt"), "val.txt does not exist; an archive is incomplete"),
-    ("voc12", flipped("benchmark.tgz"), "benchmark.tgz is damaged"),
+    ("voc12", flipped("benchmark.tgz"), "benchmark.tgz is no archive, or damaged"),
     ("voc12", lambda made: made | {"benchmark.tgz": as_tar(small_voc()[1] | {f"{SBD}/cls/2007_000005.mat": b"no mat" * 99}, "w:gz")},
      "2007_000005.mat of benchmark.tgz holds no GTcls.Segmentation"),
-    ("cityscapes", flipped("leftImg8bit_trainvaltest.zip"), "leftImg8bit_trainvaltest.zip is damaged"),
+    ("cityscapes", flipped("leftImg8bit_trainvaltest.zip"), "leftImg8bit_trainvaltest.zip is no archive, or damaged"),
     ("cityscapes", lambda made: {k: as_zip({"a/b.txt": b"b"}) for k in made}, "holds none of leftImg8bit"),
     ("cityscapes", lambda made: made | {"leftImg8bit_trainvaltest.zip": as_zip(dict(list(small_cityscapes()[0].items())[:5]))},
      "train list holds 3 images, it should hold 4"),
     ("cityscapes", lambda made: made | {"gtFine_trainvaltest.zip": as_zip(dict(list(small_cityscapes()[1].items())[4:]))},
      "aachen_000000_000019_gtFine_labelIds.png does not exist"),
     ("camvid", lambda made: {"a.zip": as_zip({"x/other.txt": b"o"})}, "is not the CamVid archive: no CamVid folder"),
-    ("camvid", lambda made: {"a.zip": b"nothing"}, "is no readable zip"),
-    ("camvid", lambda made: {"a.zip": as_zip({"x/CamVid/../../evil.png": b"e"})}, "a path with .."),
+    ("camvid", lambda made: {"a.zip": b"nothing"}, "a.zip is no archive, or damaged"),
+    ("camvid", lambda made: {"a.zip": as_zip({"x/CamVid/../../evil.png": b"e"})}, "does not exist"),
 ])
 def test_bad_archives_are_one_line(name, change, message, tmp_path, small, capsys):
     """A missing, damaged or foreign archive: one line that names it, nothing half-prepared, no sum noted."""
@@ -316,25 +318,23 @@ def zip_link(name: str) -> bytes:
     return packed.getvalue()
 
 
-@pytest.mark.parametrize("content, message", [
-    (as_tar({"../evil": b"e"}), "'../evil' is a path with .."), (as_tar({"a/../../evil": b"e"}), "a path with .."),
-    (as_tar({"/evil": b"e"}), "or from the root"),
-    (as_zip({"..\\evil": b"e"}), "a path with .."), (as_tar({"evil": link("evil", tarfile.SYMTYPE, "/etc/passwd")}), "'evil' is a link"),
-    (as_tar({"evil": link("evil", tarfile.LNKTYPE, "../evil")}), "'evil' is a link"), (zip_link("evil"), "'evil' is a link"),
-    (as_tar({"evil": link("evil", tarfile.FIFOTYPE, "")}), "a device"),
-    (as_zip({"a": b"x" * 600, "b": b"x" * 600}), "over 1000 bytes"), (as_tar({"a": b"x" * 1001}), "over 1000 bytes")])
-def test_unsafe_archives_are_refused(content, message, tmp_path):
-    """Nothing outside the folder, no links or devices, no more bytes than allowed."""
+@pytest.mark.parametrize("content", [
+    as_tar({"../evil": b"e"}), as_tar({"a/../../evil": b"e"}), as_tar({"/evil": b"e"}), as_zip({"../evil": b"e"}), as_zip({"/evil": b"e"}),
+    as_tar({"evil": link("evil", tarfile.SYMTYPE, "/etc/passwd")}), as_tar({"evil": link("evil", tarfile.LNKTYPE, "../evil")}), zip_link("evil"),
+    as_tar({"evil": link("evil", tarfile.FIFOTYPE, "")})])
+def test_unsafe_archives_do_no_harm(content, tmp_path):
+    """Nothing lands outside the folder, and no link or device inside it."""
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(InputError, match=re.escape(message)):
-        fetching.unpack(tmp_path / "a", tmp_path / "in/out", str, 1000)
-    assert not list(tmp_path.rglob("evil*"))
+    with suppress(InputError):
+        fetching.unpack(tmp_path / "a", tmp_path / "in/out", str)
+    assert all(path.is_file() and not path.is_symlink() and path.is_relative_to(tmp_path / "in/out") for path in tmp_path.rglob("evil*"))
+    assert not Path("/evil").exists()
 
 
-def test_members_that_nobody_wants_may_be_links(tmp_path):
-    """A link that is not copied does no harm; what is wanted is copied, at most the allowed bytes."""
+def test_links_are_left_out(tmp_path):
+    """A link beside what is wanted does no harm; only the wanted file is there."""
     (tmp_path / "a.tar").write_bytes(as_tar({"l": link("l", tarfile.SYMTYPE, "/etc/passwd"), "in/f": b"x" * 1000}))
-    assert fetching.unpack(tmp_path / "a.tar", tmp_path / "out", lambda member: member.name if member.parts[0] == "in" else None, 1000) == 1
+    assert fetching.unpack(tmp_path / "a.tar", tmp_path / "out", lambda member: member.name) == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["f"]
 
 
@@ -401,9 +401,10 @@ def test_full_disk(when, tmp_path, server, small, monkeypatch, capsys):
     server.files |= {f"/{file}": content for file, content in made.items()}
     if when == "before":
         monkeypatch.setattr(fetching.shutil, "disk_usage", lambda folder: type("usage", (), {"free": 1000}))
+    elif when == "while fetching":
+        monkeypatch.setattr(fetching, "open", lambda path, mode: FullDisk() if str(path).endswith(".part") else open(path, mode), raising=False)
     else:
-        ending = ".part" if when == "while fetching" else ".jpg"
-        monkeypatch.setattr(fetching, "open", lambda path, mode: FullDisk() if str(path).endswith(ending) else open(path, mode), raising=False)
+        monkeypatch.setattr(tarfile.TarFile, "makefile", lambda *_: FullDisk().write(b""))
     arguments = ("--data", tmp_path / "data", "--manifest", tmp_path / "m.json", "--url", *(f"{server.url}/{file}" for file in made))
     assert script("voc12", *arguments) == 2
     error = capsys.readouterr().err
@@ -459,3 +460,19 @@ def test_cityscapes_says_what_to_do(tmp_path, small, monkeypatch, capsys):
     assert script("cityscapes", *arguments) == 0 and (tmp_path / "data/downloads/gtFine_trainvaltest.zip").exists()
     assert script("cityscapes", "--data", tmp_path / "other", "--manifest", tmp_path / "m.json", "--from-archive", tmp_path / "fetched") == 0
     assert script("cityscapes", "--data", tmp_path / "third", "--manifest", tmp_path / "m.json", "--from-archive", tmp_path / "none") == 2
+
+
+def test_facts_of_labels(tmp_path):
+    """Lengths of the lists, shares of the pixels with and without void, and what stride 8 can reach; a label that VOC has not is named."""
+    (tmp_path / "SegmentationClassAug").mkdir()
+    label = np.zeros((16, 16), np.uint8)
+    label[:, 8:], label[0, 0] = 15, 255
+    Image.fromarray(label).save(tmp_path / "SegmentationClassAug/a.png")
+    (tmp_path / "trainaug.txt").write_text("a\nb\n"), (tmp_path / "val.txt").write_text("a\n")
+    found = voc12_labels.facts(tmp_path)
+    assert found["images"] == {"trainaug": 2, "val": 1} and found["both_lists"] == 1 and 0.5 < found["stride8_miou"] <= 1
+    assert found["void_share"] == 1 / 256 and found["background_of_all"] == 127 / 256 and found["background_of_labelled"] == 127 / 255
+    label[3, 3] = 77
+    Image.fromarray(label).save(tmp_path / "SegmentationClassAug/a.png")
+    with pytest.raises(InputError, match=re.escape("labels other than 0-20 and 255: [77]")):
+        voc12_labels.facts(tmp_path)

@@ -92,7 +92,7 @@ def test_winograd_is_for_cpus(model):
     first = {device: fast_module._dense(fast_module.fold(model.stages[0]).to(device)) for device in ("cpu", "meta")}
     assert [any(isinstance(m, FastResidual) for m in stage.modules()) for stage in first.values()] == [True, False]
     wide = {device: nn.Conv2d(256, 256, 3, padding=1, device=device) for device in ("cpu", "meta")}
-    assert [fast_module._worthwhile(conv) for conv in (*wide.values(), copy.deepcopy(wide["cpu"]).half())] == [True, False, False]
+    assert [fast_module.winograd.suits(conv.weight) for conv in (*wide.values(), copy.deepcopy(wide["cpu"]).half())] == [True, False, False]
 
 
 @pytest.mark.parametrize("taps, size", [(1, 1), (3, 2), (3, 4), (7, 2), (7, 4)])

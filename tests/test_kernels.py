@@ -8,12 +8,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 kernels = pytest.importorskip("lc.speed.kernels")
 
 from lc.errors import InputError
 from lc.region import Region
-from lc.region_conv import RegionTensor, region_conv2d_reference, region_max_pool2d
+from lc.region_conv import RegionTensor, region_conv2d_reference
 from lc.speed import bench, opponents, timing, trained
 from test_fast import OTHERS, SMALL, between, model, other, same, unhurried  # noqa: F401 (fixtures)
 
@@ -77,7 +78,7 @@ def test_pooling_and_gathering(share):
     plain = RegionTensor.select(x, Region(region.mask))
     assert torch.equal(rows[:int(region.count)], plain.rows)
     found = kernels.pool(rows, region.slots, region, torch.zeros(126, 70), (3, 3))
-    assert torch.equal(region.scatter(found), region_max_pool2d(plain, 3).dense())
+    assert torch.equal(region.scatter(found), F.max_pool2d(plain, 3, 1, 1).dense())
     narrow = kernels.DeviceRegion.of(region.mask & some_mask(0.4))
     assert torch.equal(narrow.scatter(kernels.pool(rows, region.slots, narrow, torch.zeros(126, 70))), x * narrow.mask[:, None])
 

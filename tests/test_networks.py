@@ -164,8 +164,8 @@ def test_weights(tmp_path, monkeypatch):
         networks.inception_resnet_v2(0.5)
     with pytest.raises(InputError, match="use model.network=inception_resnet_v2"):
         build(3, **asdict(ModelConfig(weights="imagenet")))
-    with pytest.raises(InputError, match="a narrow vgg16 has no ImageNet weights"):
-        networks.vgg16(0.5, "imagenet")
+    with pytest.raises(InputError, match="neither IRNet nor a network of another width .* or model.width=1"):
+        build(3, "vgg16", "imagenet", 0.5)
     for wrong in ({"num_classes": 3, "network": "foo"}, {"num_classes": 0}):
         with pytest.raises(InputError, match="a network is one of irnet, .* with 1 class or more"):
             build(**wrong)
@@ -173,7 +173,7 @@ def test_weights(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(InputError, match="could not be fetched .no route to host.*model.weights=FILE"):
+    with pytest.raises(InputError, match="imagenet weights of timm's resnet101 cannot be had .no route to host.*model.weights=FILE"):
         networks.resnet101(weights="imagenet")
 
 

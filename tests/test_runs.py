@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conftest import fake_record
-from lc import records, runs, studies
+from lc import predict, records, runs, studies
 from lc.__main__ import main
 from lc.config import override
 from lc.errors import InputError
@@ -233,7 +233,7 @@ def test_a_study_names_the_code_that_ran(house, monkeypatch):
     monkeypatch.setattr(runs, "_split", lambda *_: None), monkeypatch.setattr(runs, "_describe", lambda *_: {})
     monkeypatch.setattr(runs, "trained", lambda *_: (None, None))
     monkeypatch.setattr(records, "provenance", lambda *_: order.append("provenance") or {"commit": "before"})
-    monkeypatch.setitem(studies.STUDIES, "border", lambda *_: order.append("study") or ({}, {}))
+    monkeypatch.setattr(studies, "border", lambda *_: order.append("study") or ({}, {}))
     assert runs.study(entry, None, CPU)["commit"] == "before" and order == ["provenance", "study"]
 
 
@@ -241,8 +241,21 @@ def test_a_study_is_of_the_split_that_its_name_ends_in(house, monkeypatch):
     """Of test images where it says so, and only of data whose test labels are public; else of val; the function is the same."""
     monkeypatch.setattr(runs, "_split", lambda config, split, root: split), monkeypatch.setattr(runs, "_describe", lambda split: {"split": split})
     monkeypatch.setattr(runs, "trained", lambda *_: (None, None))
-    monkeypatch.setitem(studies.STUDIES, "context", lambda model, dsn, data, rho: ({"seen": data}, {}))
+    monkeypatch.setattr(studies, "context", lambda model, dsn, data, rho: ({"seen": data}, {}))
     for name, split in (("study-context", "val"), ("study-context-test", "test")):
         record = runs.study(catalogue("camvid-lite")[name], None, CPU)
         assert record["data"]["split"] == record["study"]["seen"] == split
     assert "study-context-test" not in {*catalogue("voc12"), *catalogue("cityscapes")}
+
+
+def test_examples_keep_their_own_sizes(house):
+    """Images of different sizes come back as they were, with their names."""
+    class Split:
+        images = [(np.full((4 + i, 6, 3), i, np.uint8), np.full((4 + i, 6), i, np.uint8)) for i in range(9)]
+        __len__ = lambda self: len(self.images)
+        read, name = (lambda self, i: self.images[i]), (lambda self, i: f"image {i}")
+    runs._keep_examples("smoke", Split())
+    found = predict.examples("smoke")
+    assert [*found["names"]] == ["image 2", "image 4", "image 8"]
+    for i, image, label in zip((2, 4, 8), found["images"], found["labels"]):
+        assert image.shape == (4 + i, 6, 3) and label.shape == (4 + i, 6) and (image == i).all() and (label == i).all()

@@ -119,7 +119,7 @@ def test_resume_gives_the_same_bytes(tmp_path, monkeypatch, ema):
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
 
 
-def test_training_learns_and_skips(tmp_path, capsys):
+def test_training_learns_and_skips(tmp_path):
     """A few epochs lower the loss; in cascade training later stages are handed fewer pixels, and the history says how many."""
     run = run_config(Phase(8, 5e-3), Phase(2, 1e-3, rho=0.6, freeze_bn=True))
     history = fit(run, tmp_path)[1].history
@@ -127,7 +127,6 @@ def test_training_learns_and_skips(tmp_path, capsys):
     assert history[0]["handed"] == [1, 1, 1] and history[-1]["handed"][1] < 1
     assert "val_miou" in history[-1] and (tmp_path / "history.jsonl").read_text().count("\n") == 10
     assert list((tmp_path / "tensorboard").iterdir())
-    assert "s a step over the first 20; the " in capsys.readouterr().out
 
 
 def test_easy_pixels_can_keep_a_loss():

@@ -28,12 +28,7 @@ def parameters(name: str, given: dict[str, str]) -> tuple[Path, dict]:
     for key, text in given.items():
         if key not in values:
             raise InputError(f"notebook {name} has no parameter {key!r}; its parameters: {', '.join(values)}")
-        kind = type(values[key])
-        try:
-            values[key] = kind(text)
-        except ValueError:
-            raise InputError(f"parameter {key} of notebook {name} must be {kind.__name__}, got {text!r}") from None
-        {"rho": check_rho, "profile": profile}.get(key, str)(values[key])
+        values[key] = {"rho": check_rho, "profile": lambda name: profile(name).name}.get(key, str)(text)
     return path, values
 
 

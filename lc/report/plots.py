@@ -60,12 +60,18 @@ def _finish(ax: Axes, xlabel: str, ylabel: str, title: str = "", **settings) -> 
     return ax
 
 
-def rho_curve(curves: dict[str, pd.DataFrame], value: str, ax: Axes, title: str) -> Axes:
-    """A quantity of Table 1 along rho (spaced evenly, as the paper's choice of thresholds is not even), a line for each name."""
-    for (name, frame), colour_ in zip(curves.items(), (PAPER_COLOUR, OUR_COLOUR, STAGE_COLOURS[2])):
-        ax.plot(range(len(frame)), frame[value], "o-", color=colour_, label=name)
-        ax.set_xticks(range(len(frame)), frame.index, rotation=60, fontsize=8)
-    return _finish(ax, "rho", "percent", title)
+def rho_curves(curves: dict[str, pd.DataFrame]) -> Figure:
+    """Table 1 along rho (spaced evenly, as the paper's thresholds are not), a line a name: what stages 1 and 2 decide, and mIoU less that at 1."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
+    for ax, (value, title, unit) in zip(axes, (("stage-1", "decided in stage 1", "percent"), ("stage-2", "decided in stage 2", "percent"),
+                                               ("mIoU", "mIoU (val) less that at rho = 1", "points"))):
+        for (name, frame), colour_ in zip(curves.items(), (PAPER_COLOUR, OUR_COLOUR, STAGE_COLOURS[2])):
+            ax.plot(range(len(frame)), frame[value] - frame[value]["1"] * (value == "mIoU"), "o-", color=colour_, label=name)
+            ax.set_xticks(range(len(frame)), frame.index, rotation=60, fontsize=8)
+        ax.set(xlabel="rho", ylabel=unit, title=title)
+    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncol=len(curves), fontsize=9, frameon=False)
+    return figure
 
 
 def trade_off(curves: dict[str, pd.DataFrame], x: str, ax: Axes, title: str, floor: float | None = None, y: str = "mIoU (percent)") -> Axes:
@@ -88,8 +94,7 @@ def trade_off(curves: dict[str, pd.DataFrame], x: str, ax: Axes, title: str, flo
 
 def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:
     """Fig. 1b right: share of each set's pixels within a band round object boundaries, along the width of the band."""
-    for name in near:
-        ax.plot(near.index, near[name], ".-" if name in DIFFICULTY else ".--", color=DIFFICULTY.get(name, PAPER_COLOUR), label=name)
+    near.plot(ax=ax, style=[".-", ".-", ".-", ".--"], color=[*DIFFICULTY.values(), PAPER_COLOUR])
     return _finish(ax, "pixels to the nearest object boundary, at most", "percent of the set", ylim=(0, 100), xticks=near.index[near.index % 5 == 0])
 
 

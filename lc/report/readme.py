@@ -8,15 +8,16 @@ from lc.report.why import account
 
 
 def block(ev: Evidence) -> str:
-    """The README's numbers, as Markdown: headline, Table 2 and Table 1 (each on val and test), and where they come from."""
+    """The README's numbers, as Markdown: the answers, why, gains, speed, Tables 2 and 1 (each on val and test), and where they come from."""
     parts = [*answers(ev), f"**Why?** {account(ev)}"]
     for title, shown in (("Accuracy, points of mIoU", gains(ev)), ("Speed", speedups.table(ev)), ("Table 2, mIoU", methods(ev)),
                          ("Table 1, by rho, percent", rho_table(ev))):
         for frame in shown:
             columns = [" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns]
-            heads = [title + f"; ours: {ev.label}" * any(ev.label in column for column in columns), *(c.replace(ev.label, "ours") for c in columns)]
-            rows = [[str(index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
-                    for index, row in zip(frame.index, frame.to_numpy(dtype=object))]
+            heads = [title + f"; ours: {ev.label}" * any(ev.label in column for column in columns), *map(str, frame.index.names[1:]),
+                     *(column.replace(ev.label, "ours") for column in columns)]
+            rows = [[*map(str, index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
+                    for index, row in zip(frame.index.to_frame().to_numpy(), frame.to_numpy(dtype=object))]
             parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]))
     devices = " and ".join(dict.fromkeys(r["device"] for r in ev.trained))
     hours = sum(r.values.get("train_seconds", 0) + r["evaluate_seconds"] for r in ev.records.values()) / 3600

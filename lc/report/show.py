@@ -1,4 +1,4 @@
-"""How pages show things: sentences, frames, sources. The only module that knows it runs in a notebook."""
+"""How pages show things: sentences, frames, sources."""
 from collections.abc import Iterable
 
 import pandas as pd

@@ -33,6 +33,12 @@ def speed_files(kind: str, profile_name: str = "") -> list[dict]:
     return found
 
 
+def cascade_files(ev: Evidence, kind: str) -> list[dict]:
+    """`speed_files` of a trained cascade (a kind of lc.experiments.CASCADES) that is configured as its record is."""
+    record = ev.records.get(CASCADES[kind])
+    return [bench for bench in speed_files(kind, ev.profile.name) if record and bench["key"] == record["key"]]
+
+
 def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:
     """Milliseconds (ms, ms_low, ms_high), form and parameters of each system by name, on one device (None: the first); no profile: the poster's."""
     found = [bench["rows"] for bench in speed_files("systems" if profile_name else "poster", profile_name) if device in (None, bench["device"])]
@@ -73,7 +79,7 @@ def paper_speedups() -> dict[float, float]:
 def _timings(ev: Evidence) -> pd.DataFrame:
     """Every measured speed-up of LC at the paper's two rho: a row for each kind of TIMED, device, setting and rho."""
     return pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in TIMED
-                         for bench in speed_files(kind, "" if kind == "network" else ev.profile.name)
+                         for bench in (speed_files(kind) if kind == "network" else cascade_files(ev, kind))
                          for row in bench["rows"] if row["rho"] in paper_speedups()])
 
 
@@ -91,13 +97,15 @@ def answer(ev: Evidence) -> list[str]:
             *_equal(ev)]
 
 
-def _apart(ev: Evidence, name: str, control: str, split: str, i: int) -> tuple[np.ndarray | None, int]:
-    """Draws of the mIoU of a cascade at the i-th rho of its sweep less its control's, in points, the mean over the seeds that are here (None where it
-    is not swept on that split), and how many seeds these are."""
+def _apart(ev: Evidence, name: str, control: str, split: str, i: int) -> tuple[float | None, str | None, str | None]:
+    """The mIoU of a cascade at the i-th rho of its sweep less its control's, the mean over the seeds that are here: points, the same in words, and
+    whether it is equal (the whole interval above -SMALL); None where it is not swept on that split."""
     counts = "sweep_confusions" + ("" if split == "val" else f"_{split}")
     pairs = [(a, b) for a, b in zip(of_seeds(ev, name), of_seeds(ev, control)) if {a, b} <= set(ev.records) and counts in ev[a].arrays]
-    drawn = [draws(ev[a], ev[a].arrays[counts][i]) - draws(ev[b], f"confusions_{split}") for a, b in pairs]
-    return (over_seeds(drawn), len(drawn)) if drawn and pairs[0][0] == name else (None, 0)
+    if not pairs or pairs[0][0] != name:
+        return None, None, None
+    mean = over_seeds([draws(ev[a], ev[a].arrays[counts][i]) - draws(ev[b], f"confusions_{split}") for a, b in pairs])
+    return mean[0], words(mean) + f", {len(pairs)} seeds" * (len(pairs) > 1), "yes" if interval(mean)[1] > -SMALL else "no"
 
 
 def equal_accuracy(ev: Evidence) -> pd.DataFrame:
@@ -107,19 +115,15 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
     rows, entries = {}, catalogue(ev.profile.name)
     for kind, name in CASCADES.items() if ev.profile.tier != "smoke" else ():
         control = (entries[name].control or METHODS["DSN"]) if name in entries else ""
-        timings = speed_files(kind, ev.profile.name) if {name, control} <= set(ev.records) else ()
-        for bench in (bench for bench in timings if bench["key"] == ev[name]["key"]):
+        for bench in cascade_files(ev, kind) if control in ev.records else ():
             timed = {row["rho"]: row for row in bench["rows"]}
             for i, at in enumerate(ev[name]["sweep"]):
                 if at["rho"] == 1 or at["rho"] not in timed:
                     continue
                 row, apart = timed[at["rho"]], {split: _apart(ev, name, control, split, i) for split in ev.splits}
-                said = {split: (None, None) if drawn is None else
-                        (words(drawn) + f", {seeds} seeds" * (seeds > 1), "yes" if interval(drawn)[1] > -SMALL else "no")
-                        for split, (drawn, seeds) in apart.items()}
                 rows[name, f"{at['rho']:g}", bench["where"]] = {
-                    "mIoU": 100 * at["miou"], "points": apart["val"][0][0], **{LOSS[split]: loss for split, (loss, _) in said.items()},
-                    **{f"equal ({split})": equal for split, (_, equal) in said.items()},
+                    "mIoU": 100 * at["miou"], "points": apart["val"][0], **{LOSS[split]: loss for split, (_, loss, _) in apart.items()},
+                    **{f"equal ({split})": equal for split, (_, _, equal) in apart.items()},
                     **{f"stage {s}, %": 100 * share for s, share in enumerate(row["computed"][1:], start=2)},
                     "speed-up": row["speedup"], "lower": row["speedup_low"], "upper": row["speedup_high"], "ideal": row["ideal"],
                     "dense form": row["dense_form"]}
@@ -169,26 +173,26 @@ def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
 
 def table(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, the opponent, and what LC loses, under the paper's."""
-    data, found = next(iter(ev.records.values()))["data"]["name"], {}
-    miou, lost = printed("1").loc["mIoU"], equal_accuracy(ev)
-    losses = {at: "; ".join(f"{split} {row[LOSS[split]]}" for split in ev.splits if pd.notna(row[LOSS[split]])) for at, row in lost.iterrows()}
+    data, miou, lost = next(iter(ev.records.values()))["data"]["name"], printed("1").loc["mIoU"], equal_accuracy(ev).to_dict("index")
     named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, head in TIMED.items()}
-    rows = [("the paper's frame rates, Titan X", rho, f"{value:.2f}x", None, None, f"val {miou[f'{rho:.3f}'] - miou['1']:+.2f}")
-            for rho, value in paper_speedups().items()]
-    rows += [(f"{named[row.kind]}: {row.where}", row.rho, f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]",
-              f"{row.ideal:.2f}x", row.dense_form, losses.get((CASCADES.get(row.kind), f"{row.rho:g}", row.where)))
-             for row in _timings(ev).itertuples()]
-    heads = ("speed-up", "ideal", "dense form", "LC - DSN, points")
-    for name, rho, *values in rows:
-        found.setdefault(name, {}).update({(f"rho = {rho:g}", head): value for head, value in zip(heads, values)})
-    parts = [found] if ev.comparable else [{k: v for k, v in found.items() if k.startswith("trained") == ours} for ours in (False, True)]
-    return [pd.DataFrame(part).T for part in parts if len(found) > 1 and part]
+    rows = {("the paper's frame rates, Titan X, VOC12", f"{rho:g}"): {"speed-up": f"{value:.2f}x", "ideal": None, "dense form": None,
+                                                                      LOSS["val"]: f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}"}
+            for rho, value in paper_speedups().items()}
+    for row in _timings(ev).itertuples():
+        losses = lost.get((CASCADES.get(row.kind), f"{row.rho:g}", row.where), {})
+        rows[f"{named[row.kind]}: {row.where}", f"{row.rho:g}"] = {
+            "speed-up": f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]", "ideal": f"{row.ideal:.2f}x",
+            "dense form": row.dense_form, **{LOSS[split]: losses.get(LOSS[split]) for split in ev.splits}}
+    found = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["", "rho"]))
+    trained = found.index.get_level_values(0).str.startswith("trained")
+    parts = [found] if ev.comparable else [found[~trained], found[trained]]
+    return [part for part in parts if len(found) > 2 and len(part)]
 
 
 def speed_points(ev: Evidence, bench: dict) -> dict[str, pd.DataFrame]:
     """Fig. 7a: ms and mIoU (percent, val) of the timed cascade along rho, of the same network run densely, and of DeepLab-v2 and
     SegNet where both their time on that device and their record are there."""
-    times, sweep = bench_table(bench)["ms"].astype(float), sweep_table(ev[bench["experiment"]])["mIoU val"]
+    times, sweep = bench_table(bench)["ms"], sweep_table(ev[bench["experiment"]])["mIoU val"]
     along = pd.DataFrame({"ms": times.drop("dense"), "mIoU": sweep.set_axis([f"{float(rho):g}" for rho in sweep.index])})
     points = {f"LC, {ev.label}": along, "the same, dense": pd.DataFrame({"ms": times["dense"], "mIoU": sweep["1"]}, index=["dense"])}
     for row in system_times(ev.profile.name, bench["device"]).loc[lambda t: t.index.isin(("deeplab-v2", "segnet"))].itertuples():

@@ -1,11 +1,12 @@
 """Records and published numbers -> frames. No training, no torch.
 
-A number of ours travels with its tier. `paper_and_ours` is the only way into a column next to the paper's; smoke runs and
-procedural data get a table of their own there.
+A number of ours travels with its tier: only where `Evidence.comparable` says so may it stand in a table with the paper's (`paper_and_ours`); smoke
+runs and procedural data get a table of their own.
 """
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -132,15 +133,16 @@ def over_seeds(drawn: list[np.ndarray]) -> np.ndarray:
     return np.take_along_axis(values.T, picks, 1).mean(1)
 
 
-def variant(record: records.Record, name: str) -> np.ndarray:
-    """Draws of the mIoU of one variant of a study, in percent."""
-    return draws(record, record.arrays["confusions"][record["study"]["variants"].index(name)])
+def variant(record: records.Record, name: str, network: int = 0, images: slice = slice(None)) -> np.ndarray:
+    """Draws of the mIoU of one variant of a study, of its first network or this one, on these images, in percent."""
+    names = record["study"]["variants"]
+    return draws(record, record.arrays["confusions"][network * len(names) + names.index(name)][images])
 
 
 def printed(table: str) -> pd.DataFrame:
     """A published table, rows and columns in its order; empty where nothing is printed."""
     cells = pd.Series({(row, column): cell.value for (t, row, column), cell in all_published().items() if t == table}, dtype=float)
-    return cells.unstack()[list(dict.fromkeys(column for _, column in cells.index))].loc[list(dict.fromkeys(row for row, _ in cells.index))]
+    return cells.unstack(sort=False)
 
 
 def difference_printed(text: str) -> float | None:
@@ -205,49 +207,45 @@ def train_test_grid(ev: Evidence) -> pd.DataFrame:
     return rows.rename_axis("rho in training").rename_axis("rho in testing", axis=1)
 
 
-def _by_class(record: records.Record, values: np.ndarray, names: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(values.T, index=record["data"]["classes"], columns=names)
+def _decided(record: records.Record) -> pd.DataFrame:
+    """Labelled pixels of val: a row for each class, a column for each stage that decided them."""
+    pixels = np.array(record["metrics"]["val"]["decided_pixels"], float)
+    return pd.DataFrame(pixels.T, record["data"]["classes"], [f"stage {s + 1}" for s in range(len(pixels))])
 
 
-def _decided(record: records.Record) -> np.ndarray:
-    """(S, K): the labelled pixels of each of K classes that each of S stages decided (val)."""
-    return np.array(record["metrics"]["val"]["decided_pixels"], float)
-
-
-def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below; nan where a class, or a stage, has no pixels."""
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+def _steps(frame: pd.DataFrame, note: str = "") -> pd.DataFrame:
+    """Each column over the one before it; nan where that has no pixels."""
+    later, before = frame.iloc[:, 1:], frame.iloc[:, :-1]
+    return (later / before.where(before > 0).to_numpy()).set_axis([f"{b} / {a}{note}" for a, b in pairwise(frame)], axis=1)
 
 
 def label_ratios(record: records.Record) -> pd.DataFrame:
     """Fig. 5a: each class's share of the pixels handed to a stage over its share one stage earlier (val); stage 1 is handed everything."""
-    handed = _decided(record)[::-1].cumsum(0)[::-1]  # (S, K): decided there or later
-    share = _over(handed, handed.sum(1, keepdims=True))
-    return _by_class(record, _over(share[1:], share[:-1]), [f"stage {s + 2} / stage {s + 1}" for s in range(len(share) - 1)])
+    handed = _decided(record).iloc[:, ::-1].cumsum(axis=1).iloc[:, ::-1]  # decided there or later
+    return _steps(handed / handed.sum())
 
 
 def count_ratios(record: records.Record) -> pd.DataFrame:
     """Fig. 5a, read the other way: pixels of each class that a stage decided over those that the stage before decided (val)."""
-    ratios = _over(_decided(record)[1:], _decided(record)[:-1])
-    return _by_class(record, ratios, [f"stage {s + 2} / stage {s + 1}, decided" for s in range(len(ratios))])
+    return _steps(_decided(record), ", decided")
 
 
 def decided_shares(record: records.Record) -> pd.DataFrame:
     """Fig. 5b: share of each class's pixels that each stage decided, in percent (val)."""
-    shares = _over(_decided(record), _decided(record).sum(0, keepdims=True))
-    return _by_class(record, 100 * shares, [f"stage {s + 1}" for s in range(len(shares))])
+    decided = _decided(record)
+    return 100 * decided.div(decided.sum(axis=1), axis=0)
 
 
 def difficulty_shares(record: records.Record, of: int = 0) -> pd.DataFrame:
     """Fig. 1b left: share of each class's pixels in ES, MS and HS, percent; of the whole cascade (0) or of stage 1 alone (1)."""
-    sets = _by_class(record, record.arrays["sets"][of], ["ES", "MS", "HS"])
+    sets = pd.DataFrame(record.arrays["sets"][of].T, record["data"]["classes"], ["ES", "MS", "HS"])
     return 100 * sets.div(sets.sum(axis=1), axis=0)
 
 
-def near_boundary(record: records.Record, of: int = 0) -> pd.DataFrame:
-    """Fig. 1b right as a curve: share of the pixels of each set within so many pixels (rows) of an object boundary, percent; `of` as above."""
-    total = record.arrays["sets"][of].sum(1)
-    near = 100 * record.arrays["near"][of].T / np.append(total, total.sum())
+def near_boundary(record: records.Record) -> pd.DataFrame:
+    """Fig. 1b right as a curve: share of the pixels of each set within so many pixels (rows) of an object boundary, percent."""
+    total = record.arrays["sets"][0].sum(1)
+    near = 100 * record.arrays["near"][0].T / np.append(total, total.sum())
     return pd.DataFrame(near, index=pd.RangeIndex(1, len(near) + 1, name="band"), columns=["ES", "MS", "HS", "all"])
 
 

@@ -98,7 +98,7 @@ def stage_verdicts(ev: Evidence) -> list[str]:
         lines.append(f"{column}: {(values > 1).sum()} of {len(values)} classes have a ratio above 1; range {values.min():.2f} to "
                      f"{values.max():.2f} (lowest: {values.idxmin()}; highest: {values.idxmax()})."
                      if len(values) else f"{column}: no pixel gets that far.")
-    if (study := ev.records.get("study-difficulty")) and "decided" in study.arrays:
+    if study := ev.records.get("study-difficulty"):
         near, every = (", ".join(f"{share:.0f}" for share in shares) for shares in decided_near(study).to_numpy().T)
         lines.append(f"Within {BOUNDARY} pixels of an object boundary the stages decide {near} % of the pixels, of all pixels {every} %.")
     low, high = (published("text", "stage-2-label-ratio", side).value for side in ("low", "high"))
@@ -197,9 +197,10 @@ def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
 
 
 def _scope(ev: Evidence) -> str:
-    sizes = sorted(f"{record['parameters'] / 1e6:5.2f}" for name, record in ev.records.items() if name.startswith("initial"))
+    sizes = [record["parameters"] / 1e6 for name, record in ev.records.items() if name.startswith("initial")]
+    reach = " to ".join(dict.fromkeys(f"{size:.2f}" for size in (min(sizes), max(sizes))))
     weights = " Where *unbalanced* is not said, classes are balanced in training; the paper mentions no class weights."
-    return (f"**How far does this reach?** Networks of {' to '.join(dict.fromkeys(sizes[::len(sizes) - 1 or 1])).strip()} M parameters (paper: "
+    return (f"**How far does this reach?** Networks of {reach} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: "
             f"ImageNet), one seed where no mean is named.{weights * (ev.profile.train.balance != 'none')}"
             + ("" if ev.profile.tier == "full" else " It says what happens in this setting, not that the paper's own numbers are wrong."))

@@ -66,7 +66,7 @@ def changes(ev: Evidence) -> pd.DataFrame:
     entries = catalogue(ev.profile.name)
     rows = {}
     for name, title, control in [(DSN, "", ""), (LC, "", DSN), *((e.name, e.title, e.control) for e in entries.values() if e.group == "why")]:
-        row = {("", "change"): title.partition(", ")[2] or "none"}
+        row = rows[name] = {("", "control"): control, ("", "change"): title.partition(", ")[2] or "none"}
         for split in ev.splits:
             row[split, "mIoU"] = f"{percent(ev[name], split):.2f}" if name in ev.records else MISSING
             row[split, "over control"] = words(gain(ev, name, control, split)) if control else ""
@@ -74,7 +74,6 @@ def changes(ev: Evidence) -> pd.DataFrame:
         found = computed(ev, name)
         for stage in (2, 3):
             row["cells, % (val)", f"stage {stage}"] = f"{'' if found[1] else 'about '}{100 * found[0][stage - 1]:.0f}" if found else "not known"
-        rows[name] = {("", "control"): control, **row}
     return pd.DataFrame(rows).T.rename_axis("run")
 
 
@@ -143,7 +142,7 @@ def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
     """mIoU (percent, val) against multiply-adds (percent of the dense network's) along the halo: trained so, and at test time only."""
     first = next(iter(ev.records.values()))
     model, size = build(len(first["data"]["classes"]), **asdict(ev.profile.model)), first["data"]["size"]
-    stages = np.array([cost.cascade_macs(model, size, one) for one in np.eye(len(model.stages))]) / cost.dense_network_macs(model, size)
+    stages = np.array([cost.cascade_share(model, size, one) for one in np.eye(len(model.stages))])
     points = {"trained with the halo": [(k, computed(ev, name)[0], percent(ev[name], "val")) for k, name in
               ((0, LC), *((k, name) for name, k in HALOS.items())) if computed(ev, name)]}
     if "study-context" in ev.records:
@@ -159,30 +158,26 @@ def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
 
 def context_table(record: records.Record) -> pd.DataFrame:
     """What a region reads outside itself: mIoU (percent), its difference to `zeros` with its interval, cells computed (percent)."""
-    study = record["study"]
-    names = [(network, variant) for network in study["networks"] for variant in study["variants"]]
-    scores = {name: draws(record, counts) for name, counts in zip(names, record.arrays["confusions"])}
-    rows = {}
-    for name, computed in zip(names, study["computed"]):
-        more = scores[name] - scores[name[0], study["variants"][0]]
-        rows[name] = {"mIoU": scores[name][0], "against zeros": words(more) if more.any() else "",
-                      **{f"stage {s} computes": 100 * v for s, v in enumerate(computed, start=1) if s > 1}}
-    return pd.DataFrame(rows).T.rename_axis(["trained as", "reads outside"])
+    study, count = record["study"], len(record["study"]["variants"])
+    index = pd.MultiIndex.from_product([study["networks"], study["variants"]], names=["trained as", "reads outside"])
+    scores = draws(record, record.arrays["confusions"].swapaxes(0, 1)).T  # (networks x variants, draws)
+    more = scores - scores[::count].repeat(count, axis=0)
+    computed = {f"stage {s} computes": 100 * shares for s, shares in enumerate(np.transpose(study["computed"])[1:], start=2)}
+    return pd.DataFrame({"mIoU": scores[:, 0], "against zeros": [words(m) if i % count else "" for i, m in enumerate(more)], **computed}, index)
 
 
 def border(ev: Evidence) -> pd.DataFrame:
     """Where the drop sits (val), by depth in stage 2's region: pixels, how many are right, LC less DSN, share of what LC loses net (percent)."""
     record = ev["study-border"]
-    counts, depths, total = record.arrays["counts"], record["study"]["depths"], record.arrays["counts"].sum(0).astype(float)
+    counts, depths, networks = record.arrays["counts"], record["study"]["depths"], record["study"]["networks"]
     deep = lambda a, b: f"{a} cells deep and more" if b is None else f"{a} cell{'s' * (a > 1)} deep" if a == b else f"{a} to {b} cells deep"
     names = ["decided in stage 1", *map(deep, depths, [*(d - 1 for d in depths[1:]), None])]
     apart = draws(record, counts, lambda c: (c[..., 1] - c[..., 3]) / np.maximum(c[..., 0], 1))
-    lost = total[:, 3] - total[:, 1]
-    return pd.DataFrame({"share of all pixels": 100 * total[:, 0] / total[:, 0].sum(),
-                         **{f"{name} right": 100 * total[:, i] / np.where(total[:, 0] > 0, total[:, 0], np.nan)
-                            for i, name in enumerate(record["study"]["networks"], start=1)},
-                         "LC - DSN": [words(d) for d in apart.T], "share of what LC loses": 100 * lost / lost.sum() if lost.sum() else np.nan},
-                        index=names).loc[total[:, 0] > 0]
+    total = pd.DataFrame(counts.sum(0), names, ["pixels", *networks])
+    lost = total["DSN"] - total["LC"]
+    table = (100 * total[networks].div(total["pixels"], axis=0)).add_suffix(" right")
+    table.insert(0, "share of all pixels", 100 * total["pixels"] / total["pixels"].sum())
+    return table.assign(**{"LC - DSN": [*map(words, apart.T)], "share of what LC loses": 100 * lost / (lost.sum() or np.nan)})[total["pixels"] > 0]
 
 
 def seeds(ev: Evidence) -> pd.DataFrame:
@@ -213,9 +208,8 @@ def by_clip(ev: Evidence) -> pd.DataFrame:
             rows[f"{name} less its DSN" + f", mean of {seen} seeds" * (seen > 1)] = [over_seeds(found) for found in gains]
     studies = {split: ev.records.get(f"study-context{key}") for split, key in (("val", ""), ("test", "-test"))}
     for network, less in itertools.product(("LC", "DSN"), ("zeros", "halo 2")) if clips and all(studies.values()) else ():
-        part = lambda s, v, images: draws(s, np.split(s.arrays["confusions"], 2)[network == "DSN"][s["study"]["variants"].index(v)][images])
         rows[f"{network}'s weights: {less} less every cell computed"] = [
-            part(studies[split], less, images) - part(studies[split], "everything", images) for split, images in clips.values()]
+            np.subtract(*(variant(studies[split], v, network == "DSN", images) for v in (less, "everything"))) for split, images in clips.values()]
     apart = lambda drawn: np.append(drawn[-1][0], np.roll(drawn[-1][1:], 1)) - drawn[0]
     return pd.DataFrame({name: dict(zip((*clips, "the last less the first"), map(words, (*drawn, apart(drawn))))) for name, drawn in rows.items()}
                         ).T.rename_axis("points")

@@ -80,7 +80,7 @@ def region(target: Path | None = None, device: torch.device = CPU, repeats: int 
     dense. On a CPU also the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a
     GPU), and spconv beside them."""
     rows_of = partial(_block_rows, device, repeats, device.type == "cuda" if static is None else static, chain, width)
-    return by_setting("region", device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats)
+    return by_setting("region", device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats, blocks=chain)
 
 
 def _block_rows(device: torch.device, repeats: int, static: bool, blocks: int | None, width: float, dtype: torch.dtype, batch: int,
@@ -166,7 +166,7 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
         times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **depths}, repeats, device)
         until = [float(np.median(times.pop(depth))) for depth in depths]
         alone = partial(quick.steps, quick.later, image.to(dtype), image.new_zeros(()), *regions[0]) if static else calls[0]
-        ideal = cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, [1.0, *shares])
+        ideal = 1 / cost.cascade_share(model, size, [1.0, *shares])
         rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                      **compare(times, ideal), "differences": {**differences},
                      # a graph asks for no memory when it runs
@@ -248,7 +248,7 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
                  **compiled, "region": lambda turn=itertools.cycle(regions[1:] + regions[:1]): step(net, x, next(turn))}  # the first of 1.01
         absent |= missing
         before = float(net is model)  # stage 1 counts in the whole step only
-        ideal = cost.cascade_macs(model, size, [before, 1.0, 1.0]) / cost.cascade_macs(model, size, [before, *left])
+        ideal = cost.cascade_share(model, size, [before, 1.0, 1.0]) / cost.cascade_share(model, size, [before, *left])
         rows.append({"layer": part, "rho": float(rho), "active": left, **compare(undisturbed(calls, repeats, device), ideal),
                      "peak_bytes": {"dense": cost.peak_bytes(calls["as trained"], device), "region": cost.peak_bytes(calls["region"], device)}})
     values = {"dtype": str(dtype)[6:], "size": list(size), "batch": batch, "repeats": repeats, "absent": absent, "rows": rows}

@@ -44,15 +44,12 @@ def layers(model: LayerCascade) -> list[dict]:
     return rows
 
 
-def cascade_macs(model: LayerCascade, size: tuple[int, int], handed: list[float]) -> float:
-    """MACs of the cascade for one image when the shares `handed` of the pixels reach each stage; all heads included."""
-    return sum(row["macs"] * handed[row["stage"] - 1] for row in components(model, size))
-
-
-def dense_network_macs(model: LayerCascade, size: tuple[int, int]) -> float:
-    """MACs of the same network without the cascade: all stages, the last head only."""
-    last = f"head {len(model.heads)}"
-    return sum(row["macs"] for row in components(model, size) if not row["component"].startswith("head") or row["component"] == last)
+def cascade_share(model: LayerCascade, size: tuple[int, int], handed: list[float]) -> float:
+    """MACs of the cascade, all heads included, when the shares `handed` of the pixels reach each stage, over those of the same network without it:
+    all stages, the last head only."""
+    rows, last = components(model, size), f"head {len(model.heads)}"
+    dense = sum(row["macs"] for row in rows if not row["component"].startswith("head") or row["component"] == last)
+    return sum(row["macs"] * handed[row["stage"] - 1] for row in rows) / dense
 
 
 def now(device: torch.device) -> float:

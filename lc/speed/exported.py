@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc.region import Region, _pair
@@ -86,24 +85,19 @@ def _run(parts: list[nn.Module], rows: Tensor, pixels: Pixels, outside: Tensor |
     return rows, outside
 
 
-def _linear(product: Product, rows: Tensor) -> Tensor:
-    made = F.linear(rows, product.weight, product.bias)
-    return made.relu() if product.relu else made
-
-
 def _gathered(rows: Tensor, pixels: Pixels, window: tuple, outside: Tensor | None, entry: Product | None = None) -> Tensor:
     """(P T, C): what windows read of the rows and, through `entry`, of the map outside."""
     read, ring = pixels.once((window, outside is not None), lambda: pixels.reads(*window, outside is not None))
     if ring is not None:
         around = outside.index_select(0, ring)
-        rows = torch.cat([rows, around if entry is None else _linear(entry, around)])
+        rows = torch.cat([rows, around if entry is None else entry(around)])
     return _behind_zeros(rows).index_select(0, read)
 
 
 def _conv(part: FastConv, rows: Tensor, pixels: Pixels, outside: Tensor | None = None, entry: Product | None = None) -> Tensor:
     if part.wide:
         rows = _gathered(rows, pixels, part.window, outside, entry).view(-1, math.prod(part.conv.kernel_size) * part.conv.in_channels)
-    return _linear(part.product, rows)
+    return part.product(rows)
 
 
 def _pooled(part: FastPool, rows: Tensor, pixels: Pixels, outside: Tensor | None = None) -> Tensor:
@@ -113,12 +107,12 @@ def _pooled(part: FastPool, rows: Tensor, pixels: Pixels, outside: Tensor | None
 
 def _mixed(part: FastMixed, rows: Tensor, pixels: Pixels, outside: Tensor | None = None) -> Tensor:
     outputs = []
-    for piece, entry, chain in zip(_linear(part.entry, rows).split(part.widths, dim=1), part.entries, part.chains):
+    for piece, entry, chain in zip(part.entry(rows).split(part.widths, dim=1), part.entries, part.chains):
         for number, conv in enumerate(chain):
             piece = _conv(conv, piece, pixels, *((outside, entry) if number == 0 else ()))
         outputs.append(piece)
     made = torch.cat([*outputs, *([] if part.pool is None else [_pooled(part.pool, rows, pixels, outside)])], dim=1)
     if not isinstance(part, FastResidual):
         return made
-    made = (rows if part.shortcut is None else _linear(part.shortcut, rows)) + _linear(part.project, made)
+    made = (rows if part.shortcut is None else part.shortcut(rows)) + part.project(made)
     return made.relu() if part.relu else made

@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -74,10 +74,8 @@ def quick(part: nn.Module) -> nn.Module:
         made = FastResidual([nn.ModuleList([part.conv1, part.conv2])], part.conv3, shortcut=part.downsample)
     elif isinstance(part, (Mixed, Mixed_7a)):
         made = FastMixed(part.branches if isinstance(part, Mixed) else _branches(part))
-    elif isinstance(part, ConvNormAct):
-        return nn.Sequential(*_run(part.children()))
-    elif type(part) is nn.Sequential:
-        return nn.Sequential(*_run(part))
+    elif isinstance(part, ConvNormAct) or _in_order(part):
+        return nn.Sequential(*_run(part._modules.values()))
     elif isinstance(part, nn.MaxPool2d) and part.stride in (1, (1, 1)):
         return FastPool(part)
     else:
@@ -89,7 +87,7 @@ def _dense(part: nn.Module) -> nn.Module:
     """A folded part of the first stage, its residual blocks and wide convolutions in their fast form on a CPU."""
     if isinstance(part, Residual) and part.project.weight.device.type == "cpu":
         return FastStage(quick(part))
-    if _worthwhile(part):
+    if _keeps_grid(part) and winograd.suits(part.weight):  # filtering saves time
         return FastStage(FastConv(part, relu=False))
     for name, child in part.named_children():
         setattr(part, name, _dense(child))
@@ -114,11 +112,6 @@ def _keeps_grid(part: nn.Module | None) -> bool:
     """Whether this is a convolution that regions can compute."""
     plain = type(part) is nn.Conv2d and part.padding_mode == "zeros" and part.stride == (1, 1) and part.groups == 1
     return plain and part.padding == tuple(d * (k // 2) for k, d in zip(part.kernel_size, part.dilation))
-
-
-def _worthwhile(part: nn.Module) -> bool:
-    """Whether this is a convolution that Winograd's filtering can compute, and saves time with."""
-    return _keeps_grid(part) and winograd.suits(part.weight)
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -159,7 +152,7 @@ class Product:
     @staticmethod
     def packs(x: Tensor) -> bool:
         """Whether packed weights can be had for this input."""
-        return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+        return ONEDNN and not torch.jit.is_tracing() and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
     def __call__(self, rows: Tensor) -> Tensor:
         if not self.packs(rows):
@@ -196,9 +189,9 @@ class FastConv(OnRows):
     def __init__(self, conv: nn.Conv2d, relu: bool = True):
         super().__init__()
         self.conv, self.wide, self.window = conv, conv.kernel_size != (1, 1), (conv.kernel_size, conv.dilation)
-        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
-        self.product = Product(conv.weight.permute(0, 2, 3, 1).flatten(1), bias, relu)
-        self.filtered = winograd.transformed(conv.weight.double()).mT.to(conv.weight.dtype).contiguous() if _worthwhile(conv) else None  # (n, C, O)
+        weight, bias = conv.weight, conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        self.product = Product(weight.permute(0, 2, 3, 1).flatten(1), bias, relu)
+        self.filtered = winograd.transformed(weight.double()).mT.to(weight.dtype).contiguous() if winograd.suits(weight) else None  # (n, C, O)
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None, ring: winograd.Ring | None = None) -> Tensor:
         """(P, C) to (P, O); with a ring of the region the rows are the ring's, without one windows read zeros, whatever is outside."""

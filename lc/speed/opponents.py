@@ -3,7 +3,7 @@ are named as absent where they are not installed. On a GPU also spconv, the fiel
 import io
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from unittest import mock
 
 import torch
@@ -103,8 +103,9 @@ def with_spconv(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     kind of window once a call; the rest is PyTorch. ImportError without spconv. On more than one thread of a CPU spconv is not to be trusted
     (results/NOTES.md)."""
     import spconv.pytorch as spconv
-    compact, layers = region_conv.region_conv2d, {}
+    compact = region_conv.region_conv2d
 
+    @cache
     def layer(weight: Tensor, dilation: tuple[int, int]) -> nn.Module:
         (o, c, *kernel), key = weight.shape, f"{tuple(weight.shape[2:])} {dilation}"
         made = spconv.SubMConv2d(c, o, kernel, dilation=dilation, bias=False, indice_key=key).eval().to(weight.device, weight.dtype)
@@ -114,11 +115,9 @@ def with_spconv(module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     def convolve(on: RegionTensor, weight: Tensor, bias: Tensor, dilation: int | tuple[int, int] = 1) -> RegionTensor:
         if weight.shape[2:].numel() == 1:
             return compact(on, weight, bias)
-        if id(weight) not in layers:
-            layers[id(weight)] = layer(weight, _pair(dilation))
         images, *grid = on.region.mask.shape
         pixels = on.region.once(("spconv",), lambda: spconv.SparseConvTensor(on.rows, on.region.mask.nonzero().int().contiguous(), grid, images))
-        return on.with_rows(layers[id(weight)](pixels.replace_feature(on.rows.contiguous())).features + bias)
+        return on.with_rows(layer(weight, _pair(dilation))(pixels.replace_feature(on.rows.contiguous())).features + bias)
 
     def rows(mask: Tensor) -> Tensor:
         with mock.patch.object(region_conv, "region_conv2d", convolve):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,10 @@ def write(kind: str, device: torch.device, values: dict, target: Path | None, pr
 
 def check(target: Path | None) -> None:
     """InputError if something that is no timing file lies where one will be written: before the work, not after it."""
-    try:
-        fits = not target or not target.exists() or {"kind", "rows"} <= json.loads(target.read_text()).keys()
-    except (OSError, ValueError, AttributeError):
-        fits = False
-    if not fits:
-        raise InputError(f"{target} is there and is no timing file; give another name")
+    with suppress(OSError, ValueError, AttributeError):
+        if not target or not target.exists() or {"kind", "rows"} <= json.loads(target.read_text()).keys():
+            return
+    raise InputError(f"{target} is there and is no timing file; give another name")
 
 
 def provenance(device: torch.device) -> dict:

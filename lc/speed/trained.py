@@ -65,7 +65,7 @@ def timed(model: LayerCascade, images: list[Tensor], rhos: list[float], repeats:
                      **quartiles("speedup", times[best] / times[key]),
                      "stage_ms": np.diff([until[rho, depth] for depth in range(1, len(model.stages) + 1)], prepend=0).tolist(),
                      "handed": np.mean([out.shares for out in outs], axis=0).tolist(), "computed": computed,
-                     "ideal": cost.dense_network_macs(model, size) / cost.cascade_macs(model, size, computed),
+                     "ideal": 1 / cost.cascade_share(model, size, computed),
                      "forms_ms": {form: float(np.median(times[form, rho])) for form in sides}})
     return rows, absent
 
