@@ -149,8 +149,9 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
     image, grid = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last), tuple(side // STRIDE for side in size)
     folded = fast.fold(model).to(dtype, memory_format=torch.channels_last)
     quick = on_device(model, dtype, compiled=device.type == "cuda") if static else fast.prepare(model)
-    dense, absent = dense_forms(cost.dense(folded), image.to(dtype))
-    differences = {form: difference(call, cost.dense(model)(image), form) for form, call in dense.items()}
+    (dense, absent), reference = dense_forms(cost.dense(folded), image.to(dtype)), cost.dense(model)(image)
+    differences = {form: difference(call, reference, form) for form, call in dense.items()}
+    in_turn = lambda calls: partial(lambda turn: next(turn)(), itertools.cycle(calls))
     if not static:
         dense["all active"] = partial(cost.dense(quick), image)
     for rho in ("0.985", "0.800"):
@@ -162,16 +163,17 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
         differences["region"] = max(difference(lambda: apart(call()), apart(wanted), "region", dtype) for call, wanted in zip(calls, plain))
         same = float(np.mean([(wanted.argmax(1) == call().argmax(1)).float().mean().item() for call, wanted in zip(calls, plain)]))
         everything = {"all active": on([torch.ones_like(mask) for mask in regions[0]])} if static else {}
-        depths = {} if static else {depth: network_on(quick, image, depth)(regions[0]) for depth in range(1, len(quick.stages) + 1)}
-        times = undisturbed({**dense, **everything, "region": lambda turn=itertools.cycle(calls): next(turn)(), **depths}, repeats, device)
-        until = [float(np.median(times.pop(depth))) for depth in depths]
+        depths = () if static else range(1, len(quick.stages) + 1)
+        until = {depth: in_turn([network_on(quick, image, depth)(masks) for masks in regions]) for depth in depths}
+        times = undisturbed({**dense, **everything, "region": in_turn(calls), **until}, repeats, device)
+        reached = [float(np.median(times.pop(depth))) for depth in depths]
         alone = partial(quick.steps, quick.later, image.to(dtype), image.new_zeros(()), *regions[0]) if static else calls[0]
         ideal = 1 / cost.cascade_share(model, size, [1.0, *shares])
         rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                      **compare(times, ideal), "differences": {**differences},
                      # a graph asks for no memory when it runs
                      "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(alone, device)},
-                     **({"stage_ms": np.diff(until, prepend=0).tolist()} if until else {})})
+                     **({"stage_ms": np.diff(reached, prepend=0).tolist()} if reached else {})})
     return rows, absent
 
 

@@ -216,6 +216,8 @@ class FastPool(OnRows):
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None) -> Tensor:
         """(P, C) to (P, C)."""
+        if len(region) == len(rows) == region.mask.numel():  # the rows are the map
+            return self.pool(rows.unflatten(0, region.mask.shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(0, 2)
         return region.gather(self.pool(region.scatter(rows, outside)))
 
 
