@@ -187,6 +187,23 @@ def test_the_order_of_methods_says_where_it_is_not_clear(house):
     assert "The methods by mIoU (~: no difference shown between neighbours): LC > IRNet ~ DSN (val, one seed); LC > IRNet ~ DSN (test, one seed); paper: LC > DSN > DSN + Dropout > IRNet > MC." in verdicts.answers(ev)[0]
 
 
+def test_the_answer_at_twice_the_width(house):
+    """Better, worse or not shown by the interval of the mean over seeds, on each split; nothing unless all seeds are here."""
+    names = [f"{run}{seed}" for run in ("dsn_wide_unbalanced", "lc_wide_unbalanced", "lc_wide_unbalanced_features") for seed in ("", "_seed_1", "_seed_2")]
+    ev = evidence(**{name: 40 if name.startswith("lc_wide_unbalanced_f") else 0 for name in names})
+    said, = verdicts._wider(ev)
+    assert said.count("(val: no difference shown), ") == said.count("(test: no difference shown); LC that reads features") == 1
+    assert said.count(": more accurate)") == 2 and said.endswith("means of 3 seeds; paper: +1.21.")
+    for name in ("lc-wide-unbalanced", "lc-wide-unbalanced-seed-1", "lc-wide-unbalanced-seed-2"):
+        worse = ev["dsn-wide-unbalanced"].arrays["confusions_val"] + 40 * np.roll(np.eye(3, dtype=int), 1, axis=1)
+        ev[name].arrays.update(confusions_val=worse, confusions_test=worse)
+    del ev.records["lc-wide-unbalanced-features-seed-2"]
+    said, = verdicts._wider(ev)
+    assert said.count(": less accurate)") == 2 and "features" not in said
+    del ev.records["lc-wide-unbalanced"]
+    assert verdicts._wider(ev) == []
+
+
 def test_speed_at_equal_accuracy(house, monkeypatch):
     """The fastest rho below 1 at which a cascade is at most half a point under the DSN by its whole interval: what is fast and worse does not count, nor what
     may be worse; rho = 1 never counts; each cascade by itself, from its own file."""

@@ -158,7 +158,18 @@ def answers(ev: Evidence) -> list[str]:
     if ev.profile.tier == "smoke" or not judged(ev):
         return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
     plain = [f"**And without class weights, of which the paper says nothing? {_held(ev.unbalanced)}"] if judged(ev.unbalanced) else []
-    return [f"**Did the accuracy gain hold? {_held(ev)}", *plain, *answer(ev), _scope(ev)]
+    return [f"**Did the accuracy gain hold? {_held(ev)}", *plain, *_wider(ev), *answer(ev), _scope(ev)]
+
+
+def _wider(ev: Evidence) -> list[str]:
+    """LC less its DSN at twice the width without balanced classes, plain and reading features: means over all seeds; none where one is missing."""
+    miou, parts = printed("2")["mIoU"], []
+    word = lambda d: "more accurate" if d.low > 0 else "less accurate" if d.high < 0 else "no difference shown"
+    for name, what in (("lc-wide-unbalanced", "LC"), ("lc-wide-unbalanced-features", "LC that reads features at a region's border")):
+        found = [difference(ev, name, "dsn-wide-unbalanced", split, seeds=True) for split in ev.splits]
+        parts += [f"{what} - DSN: " + ", ".join(f"{d.short} ({d.split}: {word(d)})" for d in found)] if None not in found else []
+    return [f"**And at twice the width, without class weights?** {'; '.join(parts)}; means of {len(ev.profile.seeds)} seeds; paper: "
+            f"{miou['LC'] - miou['DSN']:+.2f}."] if parts else []
 
 
 def _held(ev: Evidence) -> str:
