@@ -1,7 +1,7 @@
 # Deep Layer Cascade. `make help` lists the targets; settings are given as NAME=value.
 #   PROFILE   data set, network and budget (default: voc12 with a GPU of 24 GB, else shapes)
 #   LC_DATA   folder that holds the data sets (default: data)
-#   PYTHON    the Python that .venv is made from, 3.11 to 3.13 (default: python3)
+#   PYTHON    the Python that .venv is made from, 3.11.4 to 3.13 (default: python3)
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -55,8 +55,8 @@ clean: ## remove what can be made again (build/); keeps .venv, data, checkpoints
 	rm -rf build
 
 python-fits:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-	 { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=/path/to/python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11, 4) <= sys.version_info[:3] < (3, 14))' || \
+	 { echo "Python 3.11.4 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); set PYTHON=/path/to/python3.12"; exit 2; }
 
 $(READY): requirements.lock pyproject.toml
 	@$(MAKE) -s python-fits
