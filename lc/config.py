@@ -20,7 +20,7 @@ RANGES = {**dict.fromkeys(("batch_size", "epochs", "head_width", "blocks", "crop
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A data set as the network sees it. name: shapes, camvid or voc12; scale: resize on loading (labels: nearest pixel)."""
+    """A data set as the network sees it. name: one of lc.data.SPECS; scale: resize on loading (labels: nearest pixel)."""
     name: str = "shapes"
     scale: float = 1.0
     limit: int = 0                                  # use only the first images of each split; 0 = all
@@ -44,7 +44,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training (Sec. 3.3). All methods of Table 2 are settings of these four:
+    """One stretch of training (Sec. 3.3). All methods of Table 2 are settings of these:
 
     heads: which stages have a loss (1-based); rho: who is handed on while training; stages: which stages learn, the others
     are fixed; label_dropout: label pixels are dropped at random, per stage, at the rates of `RunConfig.dropout_like`;

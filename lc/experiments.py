@@ -62,7 +62,7 @@ class Profile:
 @dataclass(frozen=True)
 class Experiment:
     """A named run. cells: the published cells it is compared with; publish: its weights are small and are committed;
-    sweep: all heads are trained, so that it can also be evaluated at every other rho; study: a function of lc.studies, which
+    sweep: all heads are trained, so that it can also be evaluated at every other rho; study: a name in STUDIES, what
     evaluates the finished run instead of training it; control: the run that its gain is counted from."""
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""Where things lie. Nothing else in the package knows a folder name; notebooks may start anywhere in the tree."""
+"""Where things lie, wherever in the tree a notebook starts."""
 import os
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Evaluations of finished cascades that ask more than mIoU. One function = one study = one record; nothing is trained.
 
-Each takes the cascade trained at rho, the DSN of the same profile, the validation split and rho, and returns plain values and arrays.
+Each takes the cascade trained at rho, the DSN of the same profile, a split (which, says lc.experiments.STUDIES) and rho; plain values and arrays.
 K classes, S stages, cells: the stride-8 grid on which the cascade decides.
 """
 from collections.abc import Iterator

@@ -77,7 +77,7 @@ def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Ca
 def region(target: Path | None = None, device: torch.device = CPU, repeats: int = 15, static: bool | None = None, settings: list | None = None,
            chain: int | None = None, width: float = 1.0) -> Path:
     """IRNet-B and -C blocks, full width: `chain` of them (as many as IRNet has) on one region, index building included, against the same blocks
-    dense. On a CPU also the share of the gap to the ideal that index building, gathering and calls take. static: the device's buffers (on a
+    dense. On a CPU also the milliseconds above the ideal that index building, gathering and calls take. static: the device's buffers (on a
     GPU), and spconv beside them."""
     rows_of = partial(_block_rows, device, repeats, device.type == "cuda" if static is None else static, chain, width)
     return by_setting("region", device, settings or SETTINGS[device.type], rows_of, target, repeats=repeats, blocks=chain)
@@ -167,11 +167,11 @@ def _network_rows(device: torch.device, repeats: int, static: bool, dtype: torch
         until = {depth: in_turn([network_on(quick, image, depth)(masks) for masks in regions]) for depth in depths}
         times = undisturbed({**dense, **everything, "region": in_turn(calls), **until}, repeats, device)
         reached = [float(np.median(times.pop(depth))) for depth in depths]
+        # outside its graph, which asks for no memory when it runs
         alone = partial(quick.steps, quick.later, image.to(dtype), image.new_zeros(()), *regions[0]) if static else calls[0]
         ideal = 1 / cost.cascade_share(model, size, [1.0, *shares])
         rows.append({"rho": float(rho), "active": shares, "dtype": str(dtype)[6:], "batch": batch, "size": list(size), "same_labels": same,
                      **compare(times, ideal), "differences": {**differences},
-                     # a graph asks for no memory when it runs
                      "peak_bytes": {"dense": cost.peak_bytes(dense["folded"], device), "region": cost.peak_bytes(alone, device)},
                      **({"stage_ms": np.diff(reached, prepend=0).tolist()} if reached else {})})
     return rows, absent

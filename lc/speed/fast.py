@@ -194,7 +194,7 @@ class FastConv(OnRows):
         self.filtered = winograd.transformed(weight.double()).mT.to(weight.dtype).contiguous() if winograd.suits(weight) else None  # (n, C, O)
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None, ring: winograd.Ring | None = None) -> Tensor:
-        """(P, C) to (P, O); with a ring of the region the rows are the ring's, without one windows read zeros, whatever is outside."""
+        """(R, C) to (R, O); with a ring of the region the rows are the ring's, without one windows read zeros, whatever is outside."""
         filters = self.filtered is not None and rows.dtype == self.filtered.dtype
         if filters and (tiles := winograd.Tiles.of(region, *self.window, rows.dtype, ring)) is not None:
             made = tiles.filter(rows, self.filtered)
@@ -215,7 +215,7 @@ class FastPool(OnRows):
         self.pool = pool
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None) -> Tensor:
-        """(P, C) to (P, C)."""
+        """(R, C) to (R, C)."""
         if len(region) == len(rows) == region.mask.numel():  # the rows are the map
             return self.pool(rows.unflatten(0, region.mask.shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(0, 2)
         return region.gather(self.pool(region.scatter(rows, outside)))
@@ -238,7 +238,7 @@ class FastMixed(OnRows):
         self.chains = nn.ModuleList(nn.Sequential(*map(FastConv, chain[1:])) for chain in chains)
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None) -> Tensor:
-        """(P, C) to (P, O)."""
+        """(R, C) to (R, O)."""
         outputs = []
         for part, entry, chain in zip(self.entry(rows).split(self.widths, dim=1), self.entries, self.chains):
             ring = None
@@ -268,7 +268,7 @@ class FastResidual(FastMixed):
         return replace(super().forward(x), outside=x.outside, reading=x.reading)
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None) -> Tensor:
-        """(P, C) to (P, O); in place where the shortcut is the input itself."""
+        """(R, C) to (R, O); in place where the shortcut is the input itself."""
         total = rows if self.shortcut is None else self.shortcut(rows)
         made = super().on_rows(rows, region, outside)
         more = self.project(made)
