@@ -140,7 +140,8 @@ def unpack(path: Path, folder: Path, place: Callable[[PurePosixPath], str | None
                 while bundle.fileobj.read(2 ** 20):  # up to the check sum of a .tgz, which stands behind the last member
                     pass
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path} is no archive, or damaged ({str(error).splitlines()[0]}); delete it and run again, or fetch it again") from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} is no archive, or damaged ({why}); delete it and run again, or fetch it again") from None
     return count
 
 

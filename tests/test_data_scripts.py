@@ -331,6 +331,14 @@ def test_unsafe_archives_do_no_harm(content, tmp_path):
     assert not Path("/evil").exists()
 
 
+def test_an_error_without_a_text_is_one_line(tmp_path, monkeypatch):
+    """zipfile raises a bare EOFError where a member's bytes end too early."""
+    (tmp_path / "a.zip").write_bytes(as_zip({"f": b"x"}))
+    monkeypatch.setattr(zipfile.ZipFile, "extract", lambda *_: (_ for _ in ()).throw(EOFError))
+    with pytest.raises(InputError, match="a.zip is no archive, or damaged .EOFError.; delete it"):
+        fetching.unpack(tmp_path / "a.zip", tmp_path / "out", str)
+
+
 def test_links_are_left_out(tmp_path):
     """A link beside what is wanted does no harm; only the wanted file is there."""
     (tmp_path / "a.tar").write_bytes(as_tar({"l": link("l", tarfile.SYMTYPE, "/etc/passwd"), "in/f": b"x" * 1000}))
