@@ -3,12 +3,12 @@
 where r is 3; a tile of 4x4 outputs of a 3x3 kernel 36, not 144.
 
 Tiles lie along lines of pixels, as far apart as the dilation says. One begins where a run of active pixels begins, and at every fourth pixel of the
-run; where one or two are left of it, a short one of 2 outputs: F(2, r). It reads zeros outside the region, or a Ring. Both gradients are filtered as
-well (`Filtered`).
+run. It reads zeros outside the region, or a Ring. Both gradients are filtered as well (`Filtered`). All products are one grouped 1x1 convolution, a
+group for each of the n inputs of a tile: oneDNN uses what the CPU has, MKL's batched products half of it on some (results/NOTES.md).
 """
 import math
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor
 
 from lc.region import Region
 
-SIZES = (4, 2)  # outputs of a tile along its line; across it 4, where the kernel has taps there
+SIZE = 4    # outputs of a tile along its line, and across it where the kernel has taps there
+IMAGE = 32  # tiles of one image of the grouped convolution: oneDNN packs weights for a size of image, and any number of them
+PLAIN = [0, 0], [1, 1], [1, 1]  # its padding, stride and dilation
 WIDE = {(3, 3): 192, **dict.fromkeys(((1, 3), (3, 1), (1, 7), (7, 1)), 32)}  # channels from which it is worth its tables (results/NOTES.md)
 PAYS = 0.75  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
-POINTS = {1: (), 4: (0, 1, -1), 6: (0, 1, -1, 2, -2), 8: (0, 1, -1, 2, -2, 1 / 2, -1 / 2),  # by the number of inputs; and infinity
+POINTS = {1: (), 6: (0, 1, -1, 2, -2),  # by the number of inputs; and infinity
           10: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}  # these lose least to rounding of those tried
 
 
@@ -38,11 +40,9 @@ def transforms(taps: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache
-def filters(kernel: tuple[int, int], dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """`transforms` of both axes of a kernel in one, for tiles of each of SIZES."""
-    across, along = _axes(kernel)
-    pairs = [(transforms(across, SIZES[0] if across > 1 else 1), transforms(along, size)) for size in SIZES]
-    return [tuple(torch.kron(*matrices).to(dtype) for matrices in zip(*pair)) for pair in pairs]
+def filters(kernel: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """`transforms` of both axes of a kernel in one."""
+    return tuple(torch.kron(*both).to(dtype) for both in zip(*(transforms(taps, SIZE if taps > 1 else 1) for taps in _axes(kernel))))
 
 
 def _axes(kernel: tuple[int, int]) -> tuple[int, int]:
@@ -51,19 +51,17 @@ def _axes(kernel: tuple[int, int]) -> tuple[int, int]:
 
 
 class Sums:
-    """Sums of rows with factors: gathers and transforms in one pass that stores nothing between. parts: for k sums of each of B sets of n rows, rows
-    (B, n) long, `missing` and above where there is nothing to take (0 times row 0: values are finite), and factors (k, B, n), or what is broadcast
-    to it."""
+    """Sums of rows with factors: gathers and transforms in one pass that stores nothing between. For k sums of each of B sets of n rows: rows (B, n)
+    long, `missing` and above where there is nothing to take (0 times row 0: values are finite), and factors (k, n), or (B, k, n)."""
 
-    def __init__(self, parts: list[tuple[Tensor, Tensor]], missing: int):
-        kept = [(torch.where(rows < missing, rows, 0), factors * (rows < missing)) for rows, factors in parts]
-        self.rows = torch.cat([rows.int().expand(factors.shape).flatten() for rows, factors in kept])
-        self.factors = torch.cat([factors.flatten() for _, factors in kept])
-        lengths = torch.cat([rows.new_full((factors.shape[:-1].numel(),), factors.shape[-1], dtype=torch.int32) for rows, factors in kept])
-        self.first = lengths.cumsum(0, dtype=torch.int32) - lengths
+    def __init__(self, rows: Tensor, factors: Tensor, missing: int):
+        there = (rows < missing)[:, None]
+        self.factors = (factors * there).flatten()
+        self.rows = torch.where(there, rows[:, None], 0).int().expand(-1, *factors.shape[-2:]).flatten()
+        self.first = torch.arange(0, len(self.rows), factors.shape[-1], dtype=torch.int32)
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(R, C) to (k B of the first part, then those of the others, C)."""
+        """(R, C) to (B k, C), the k of a set one behind the other."""
         return torch.embedding_bag(values, self.rows, self.first, per_sample_weights=self.factors)[0]
 
 
@@ -73,14 +71,25 @@ def suits(weight: Tensor) -> bool:
     return known and min(weight.shape[:2]) >= WIDE.get(tuple(weight.shape[2:]), math.inf)
 
 
-def kernel_transform(weight: Tensor) -> Tensor:
-    """(n, kh kw), for tiles of each of SIZES one behind the other."""
-    return torch.cat([taps for _, taps, _ in filters(tuple(weight.shape[2:]), weight.dtype)])
-
-
 def transformed(weight: Tensor) -> Tensor:
     """(O, C, kh, kw) to (n, O, C)."""
-    return (kernel_transform(weight) @ weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)).view(-1, *weight.shape[:2])
+    _, taps, _ = filters(tuple(weight.shape[2:]), weight.dtype)
+    return (taps @ weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)).view(-1, *weight.shape[:2])
+
+
+def packed(weight: Tensor) -> Tensor:
+    """(n, O, C) as oneDNN wants it in `multiplied`, and would bring it into at every call."""
+    n, _, channels = weight.shape
+    return torch.ops.mkldnn._reorder_convolution_weight(weight.view(-1, channels, 1, 1), *PLAIN, n, [1, n * channels, IMAGE, 1])
+
+
+def multiplied(inputs: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
+    """(T n, C) and (n, O, C) to (T n, O): the i-th row of each tile times the i-th matrix; packed: the same matrices, faster."""
+    n, outputs, channels = weight.shape
+    images = inputs.view(-1, IMAGE, 1, n * channels).permute(0, 3, 1, 2)  # channels last
+    made = (F.conv2d(images, weight.reshape(-1, channels, 1, 1), groups=n) if packed is None else
+            torch.ops.mkldnn._convolution_pointwise(images, packed, None, *PLAIN, n, "none", [], ""))
+    return made.permute(0, 2, 3, 1).reshape(-1, outputs)
 
 
 def cells_around(mask: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
@@ -115,46 +124,35 @@ def _lines(shape: tuple[int, int, int], kernel: tuple[int, int], dilation: tuple
     if kernel[1] == 1:
         pixels, kernel, dilation = pixels.transpose(0, 2, 1), kernel[::-1], dilation[::-1]
     (ky, kx), (dy, dx), (_, h, w) = kernel, dilation, pixels.shape
-    n = SIZES[0] + ky - 1 if ky > 1 else 1
+    n = SIZE + ky - 1 if ky > 1 else 1
     each, length = (n - ky + 1) * dy, -(-w // dx)
     bands = -(-h // each)
-    margins = (0, 0), (ky // 2 * dy, bands * each + ky // 2 * dy - h), (kx // 2 * dx, (length + kx // 2 + SIZES[0]) * dx - w)
+    margins = (0, 0), (ky // 2 * dy, bands * each + ky // 2 * dy - h), (kx // 2 * dx, (length + kx // 2 + SIZE) * dx - w)
     y = np.arange(n)[:, None] * dy + (np.arange(bands)[:, None] * each + np.arange(dy)).ravel()
-    x = np.arange(dx)[:, None] + np.arange(length + kx - 1 + SIZES[0]) * dx
+    x = np.arange(dx)[:, None] + np.arange(length + kx - 1 + SIZE) * dx
     found = np.pad(pixels, margins, constant_values=pixels.size)[:, y[:, :, None, None], x].swapaxes(0, 1)
     return found.reshape(n, -1, x.shape[1])
 
 
-@dataclass
-class _Tiles:
-    """T tiles of one size. reads: (n, T) rows of their inputs; computes: (m, T) rows of their outputs, or missing; the transforms of both."""
-    reads: np.ndarray
-    computes: np.ndarray
-    inputs: Tensor
-    outputs: Tensor
-
-
 class Tiles:
-    """The tiles of a region, which read `reads` (itself, or its Ring); n is the sum over both sizes of what is below, N of n T."""
+    """The T tiles of a region, which read `reads` (itself, or its Ring). reads: (T, n) rows of their inputs; computes: (T, m) rows of their
+    outputs; missing and rows where there are none. The last tiles may be empty, so that T is a multiple of IMAGE."""
 
     def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype):
         self.missing, self.rows, (across, along) = reads.rows, region.rows, _axes(kernel)
+        self.inputs, self.taps, self.outputs = filters(kernel, dtype)
         lines = np.append(reads.slots().numpy(), reads.rows)[_lines(tuple(region.mask.shape), kernel, dilation)]
         inside = lines[across // 2:len(lines) - across // 2, :, along // 2:-(along // 2)]
         active, x = (inside < len(region)).any(0), np.arange(inside.shape[2])
-        first, follow = active.copy(), np.zeros_like(active)
+        first = active.copy()
         first[:, 1:] &= ~active[:, :-1]
-        follow[:, :-2] = active[:, 1:-1] & active[:, 2:]
-        step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % SIZES[0]
-        begins = active & (step == 0)
-        self.sized = []
-        for size, begin, (inputs, _, outputs) in zip(SIZES, (begins & follow, begins & ~follow), filters(kernel, dtype)):
-            line, start = begin.nonzero()
-            at = start + np.arange(size)[:, None]
-            computes = np.where((step[line, at] == at - start) & (inside[:, line, at] < len(region)), inside[:, line, at], region.rows)
-            taken = lines[:, line, start + np.arange(size + along - 1)[:, None]]
-            self.sized.append(_Tiles(taken.reshape(len(inputs), len(line)), computes.reshape(len(outputs), len(line)), inputs, outputs))
-        self.products = sum(tiles.reads.size for tiles in self.sized)
+        step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % SIZE
+        line, start = (active & (step == 0)).nonzero()
+        at = start + np.arange(SIZE)[:, None]
+        computes = np.where((step[line, at] == at - start) & (inside[:, line, at] < len(region)), inside[:, line, at], region.rows)
+        taken = lines[:, line, start + np.arange(SIZE + along - 1)[:, None]]
+        whole = lambda rows, none: np.pad(rows.reshape(len(rows) * rows.shape[1], -1).T, ((0, -len(line) % IMAGE), (0, 0)), constant_values=none)
+        self.reads, self.computes = (torch.from_numpy(whole(*each)) for each in ((taken, self.missing), (computes, self.rows)))
 
     @classmethod
     def of(cls, region: Region, kernel: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype, ring: Ring | None = None) -> "Tiles | None":
@@ -162,44 +160,29 @@ class Tiles:
         need more."""
         reads = region if ring is None else ring
         tiles = reads.once(("tiles", kernel, dilation, dtype), lambda: cls(region, reads, kernel, dilation, dtype))
-        return tiles if tiles.products <= PAYS * math.prod(kernel) * region.rows else None
+        return tiles if tiles.reads.numel() <= PAYS * math.prod(kernel) * region.rows else None
 
     @cached_property
     def gather(self) -> Sums:
-        """From rows (R, C) to the transformed inputs (N, C)."""
-        return Sums([(torch.from_numpy(tiles.reads).t(), tiles.inputs[:, None]) for tiles in self.sized], self.missing)
+        """From rows (R, C) to the transformed inputs (T n, C)."""
+        return Sums(self.reads, self.inputs, self.missing)
 
     @cached_property
     def scatter(self) -> Sums:
-        """From products (N, O) to the outputs (R, O), zeros behind P."""
-        n, begin = len(self.sized[0].inputs), 0
-        (first, apart, output), outputs = np.zeros((3, self.rows + 1), dtype=np.int32), [torch.zeros(1, n, dtype=self.sized[0].outputs.dtype)]
-        for tiles in self.sized:  # of each row its first product, how far the others are apart, and its row of outputs
-            first[tiles.computes], apart[tiles.computes] = begin + np.arange(tiles.reads.shape[1]), tiles.reads.shape[1]
-            output[tiles.computes] = sum(map(len, outputs)) + np.arange(len(tiles.outputs))[:, None]
-            outputs.append(F.pad(tiles.outputs, (0, n - len(tiles.inputs))))
-            begin += tiles.reads.size
-        first, apart, output = (torch.from_numpy(values[:-1]) for values in (first, apart, output))
-        rows = first[:, None] + apart[:, None] * torch.arange(n, dtype=torch.int32)
-        return Sums([(rows, torch.cat(outputs).index_select(0, output))], self.products)
+        """From products (T n, O) to the outputs (R, O), zeros behind P."""
+        (t, m), n = self.computes.shape, self.reads.shape[1]
+        tile, output = torch.zeros(self.rows + 1, 1, dtype=torch.long), torch.full((self.rows + 1,), m)  # of each row; behind P zero times the first
+        tile[self.computes], output[self.computes] = torch.arange(t)[:, None, None], torch.arange(m)
+        return Sums(n * tile[:-1] + torch.arange(n), F.pad(self.outputs, (0, 0, 0, 1))[output[:-1], None], t * n)
 
     @cached_property
     def spread(self) -> Sums:
-        """Of `scatter` the transpose: from gradients of outputs (R, O) to those of products (N, O)."""
-        return Sums([(torch.from_numpy(tiles.computes).t(), tiles.outputs.t()[:, None]) for tiles in self.sized], self.rows)
+        """Of `scatter` the transpose: from gradients of outputs (R, O) to those of products (T n, O)."""
+        return Sums(self.computes, self.outputs.t(), self.rows)
 
-    def parts(self, *values: Tensor):
-        """Of each size its part (n, T, C) of values (N, C)."""
-        split = [value.split([tiles.reads.size for tiles in self.sized]) for value in values]
-        return [[part.view(*tiles.reads.shape, part.shape[1]) for part in parts] for tiles, *parts in zip(self.sized, *split)]
-
-    def filter(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """(R, C) and (n, C, O) to (R, O), zeros behind P."""
-        inputs = self.gather(rows)
-        products = inputs.new_empty(self.products, weight.shape[2])
-        for (x, out), part in zip(self.parts(inputs, products), weight.split([len(tiles.inputs) for tiles in self.sized])):
-            torch.bmm(x, part, out=out)
-        return self.scatter(products)
+    def filter(self, rows: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
+        """(R, C) to (R, O), zeros behind P; multiply: (T n, C) to (T n, O), as `multiplied` by a transformed kernel."""
+        return self.scatter(multiply(self.gather(rows)))
 
 
 class Filtered(torch.autograd.Function):
@@ -209,14 +192,15 @@ class Filtered(torch.autograd.Function):
     def forward(ctx, rows: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
         ctx.save_for_backward(rows, weight)
         ctx.tiles = tiles
-        return tiles.filter(rows, transformed(weight).mT)
+        return tiles.filter(rows, partial(multiplied, weight=transformed(weight)))
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (rows, weight), tiles, grad_rows, grad_weight = ctx.saved_tensors, ctx.tiles, None, None
         if ctx.needs_input_grad[0]:  # neighbours are so mutually
-            grad_rows = tiles.filter(grad, transformed(weight.flip(2, 3)))
+            grad_rows = tiles.filter(grad, partial(multiplied, weight=transformed(weight.flip(2, 3)).mT))
         if ctx.needs_input_grad[1]:
-            products = torch.cat([torch.bmm(g.mT, x) for g, x in tiles.parts(tiles.spread(grad), tiles.gather(rows))])  # (n, O, C)
-            grad_weight = (kernel_transform(weight).t() @ products.flatten(1)).view(*weight.shape[2:], *weight.shape[:2]).permute(2, 3, 0, 1)
+            x, g = (made.unflatten(0, tiles.reads.shape) for made in (tiles.gather(rows), tiles.spread(grad)))  # (T, n, C), (T, n, O)
+            products = torch.bmm(g.permute(1, 2, 0), x.transpose(0, 1))  # (n, O, C)
+            grad_weight = (tiles.taps.t() @ products.flatten(1)).view(*weight.shape[2:], *weight.shape[:2]).permute(2, 3, 0, 1)
         return grad_rows, grad_weight, None
