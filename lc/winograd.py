@@ -51,13 +51,14 @@ def _axes(kernel: tuple[int, int]) -> tuple[int, int]:
 
 
 class Sums:
-    """Sums of rows with factors: gathers and transforms in one pass that stores nothing between. For k sums of each of B sets of n rows: rows (B, n)
-    long, `missing` and above where there is nothing to take (0 times row 0: values are finite), and factors (k, n), or (B, k, n)."""
+    """Sums of rows with factors: gathers and transforms in one pass that stores nothing between. For k sums of each of B sets of n rows: rows (B, n),
+    `missing` and above where there is nothing to take (0 times row 0: values are finite), and factors (k, n), or (B, k, n)."""
 
-    def __init__(self, rows: Tensor, factors: Tensor, missing: int):
-        there = (rows < missing)[:, None]
-        self.factors = (factors * there).flatten()
-        self.rows = torch.where(there, rows[:, None], 0).int().expand(-1, *factors.shape[-2:]).flatten()
+    def __init__(self, rows: Tensor, factors: Tensor, missing: int | None = None):
+        if missing is not None:
+            rows, factors = torch.where(there := rows < missing, rows, 0), factors * there[:, None]
+        shape = len(rows), *factors.shape[-2:]
+        self.rows, self.factors = rows.int()[:, None].expand(shape).flatten(), factors.expand(shape).flatten()
         self.first = torch.arange(0, len(self.rows), factors.shape[-1], dtype=torch.int32)
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -141,18 +142,16 @@ class Tiles:
     def __init__(self, region: Region, reads: Region, kernel: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype):
         self.missing, self.rows, (across, along) = reads.rows, region.rows, _axes(kernel)
         self.inputs, self.taps, self.outputs = filters(kernel, dtype)
-        lines = np.append(reads.slots().numpy(), reads.rows)[_lines(tuple(region.mask.shape), kernel, dilation)]
-        inside = lines[across // 2:len(lines) - across // 2, :, along // 2:-(along // 2)]
-        active, x = (inside < len(region)).any(0), np.arange(inside.shape[2])
-        first = active.copy()
-        first[:, 1:] &= ~active[:, :-1]
-        step = (x - np.maximum.accumulate(np.where(first, x, 0), axis=1)) % SIZE
-        line, start = (active & (step == 0)).nonzero()
-        at = start + np.arange(SIZE)[:, None]
-        computes = np.where((step[line, at] == at - start) & (inside[:, line, at] < len(region)), inside[:, line, at], region.rows)
+        lines = np.append(reads.slots().numpy().astype(np.int32), np.int32(reads.rows))[_lines(tuple(region.mask.shape), kernel, dilation)]
+        middle, outputs = slice(across // 2, len(lines) - across // 2), slice(along // 2, along // 2 + SIZE)
+        active = (lines[middle, :, along // 2:-(along // 2)] < len(region)).any(0)
+        x = np.arange(active.shape[1])
+        line, start = (active & ((x - np.maximum.accumulate(np.where(active, -1, x), axis=1)) % SIZE == 1)).nonzero()
         taken = lines[:, line, start + np.arange(SIZE + along - 1)[:, None]]
-        whole = lambda rows, none: np.pad(rows.reshape(len(rows) * rows.shape[1], -1).T, ((0, -len(line) % IMAGE), (0, 0)), constant_values=none)
-        self.reads, self.computes = (torch.from_numpy(whole(*each)) for each in ((taken, self.missing), (computes, self.rows)))
+        inside = taken[middle, outputs] < len(region)
+        computes = np.where(inside & np.logical_and.accumulate(inside.any(0)), taken[middle, outputs], region.rows)  # up to the end of the run
+        whole = lambda rows, none: F.pad(torch.from_numpy(rows).flatten(0, 1).t(), (0, 0, 0, -len(line) % IMAGE), value=none)
+        self.reads, self.computes = whole(taken, self.missing), whole(computes, self.rows)
 
     @classmethod
     def of(cls, region: Region, kernel: tuple[int, int], dilation: tuple[int, int], dtype: torch.dtype, ring: Ring | None = None) -> "Tiles | None":
@@ -170,10 +169,10 @@ class Tiles:
     @cached_property
     def scatter(self) -> Sums:
         """From products (T n, O) to the outputs (R, O), zeros behind P."""
-        (t, m), n = self.computes.shape, self.reads.shape[1]
-        tile, output = torch.zeros(self.rows + 1, 1, dtype=torch.long), torch.full((self.rows + 1,), m)  # of each row; behind P zero times the first
-        tile[self.computes], output[self.computes] = torch.arange(t)[:, None, None], torch.arange(m)
-        return Sums(n * tile[:-1] + torch.arange(n), F.pad(self.outputs, (0, 0, 0, 1))[output[:-1], None], t * n)
+        (t, m), n, at = self.computes.shape, self.reads.shape[1], self.computes.long()
+        tile, output = torch.zeros(self.rows + 1, 1, dtype=torch.int32), torch.full((self.rows + 1,), m)  # of each row; behind P 0 times the first's
+        tile[at], output[at] = torch.arange(t, dtype=torch.int32)[:, None, None], torch.arange(m)
+        return Sums(n * tile[:-1] + torch.arange(n, dtype=torch.int32), F.pad(self.outputs, (0, 0, 0, 1))[output[:-1], None])
 
     @cached_property
     def spread(self) -> Sums:
