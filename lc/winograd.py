@@ -3,12 +3,11 @@
 where r is 3; a tile of 4x4 outputs of a 3x3 kernel 36, not 144.
 
 Tiles lie along lines of pixels, as far apart as the dilation says. One begins where a run of active pixels begins, and at every fourth pixel of the
-run. It reads zeros outside the region, or a Ring. Both gradients are filtered as well (`Filtered`). All products are one grouped 1x1 convolution, a
-group for each of the n inputs of a tile: oneDNN uses what the CPU has, MKL's batched products half of it on some (results/NOTES.md).
+run. It reads zeros outside the region, or a Ring. Both gradients are filtered as well (`Filtered`). Products of rows are one grouped 1x1 convolution,
+a group for each of the n inputs of a tile: oneDNN uses what the CPU has, MKL's batched products half of it on some (results/NOTES.md).
 """
 import math
-from collections.abc import Callable
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from lc.region import Region
 SIZE = 4    # outputs of a tile along its line, and across it where the kernel has taps there
 IMAGE = 32  # tiles of one image of the grouped convolution: oneDNN packs weights for a size of image, and any number of them
 PLAIN = [0, 0], [1, 1], [1, 1]  # its padding, stride and dilation
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 WIDE = {(3, 3): 192, **dict.fromkeys(((1, 3), (3, 1), (1, 7), (7, 1)), 32)}  # channels from which it is worth its tables (results/NOTES.md)
 PAYS = 0.75  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
 POINTS = {1: (), 6: (0, 1, -1, 2, -2),  # by the number of inputs; and infinity
@@ -73,24 +73,29 @@ def suits(weight: Tensor) -> bool:
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """(O, C, kh, kw) to (n, O, C)."""
+    """(O, C, kh, kw) to (n O, C, 1, 1)."""
     _, taps, _ = filters(tuple(weight.shape[2:]), weight.dtype)
-    return (taps @ weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)).view(-1, *weight.shape[:2])
+    return (taps @ weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)).view(-1, weight.shape[1], 1, 1)
 
 
-def packed(weight: Tensor) -> Tensor:
-    """(n, O, C) as oneDNN wants it in `multiplied`, and would bring it into at every call."""
-    n, _, channels = weight.shape
-    return torch.ops.mkldnn._reorder_convolution_weight(weight.view(-1, channels, 1, 1), *PLAIN, n, [1, n * channels, IMAGE, 1])
+def in_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's own operators, and weights packed for them, can be had for this input."""
+    return ONEDNN and not torch.jit.is_tracing() and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
 
-def multiplied(inputs: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
-    """(T n, C) and (n, O, C) to (T n, O): the i-th row of each tile times the i-th matrix; packed: the same matrices, faster."""
-    n, outputs, channels = weight.shape
-    images = inputs.view(-1, IMAGE, 1, n * channels).permute(0, 3, 1, 2)  # channels last
-    made = (F.conv2d(images, weight.reshape(-1, channels, 1, 1), groups=n) if packed is None else
-            torch.ops.mkldnn._convolution_pointwise(images, packed, None, *PLAIN, n, "none", [], ""))
-    return made.permute(0, 2, 3, 1).reshape(-1, outputs)
+def packed(weight: Tensor, n: int) -> Tensor:
+    """A transformed kernel (n O, C, 1, 1) for `multiplied`: packed, where that can be had."""
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *PLAIN, n, [1, n * weight.shape[1], IMAGE, 1]) if in_onednn(weight) else weight
+
+
+def multiplied(inputs: Tensor, weight: Tensor, n: int) -> Tensor:
+    """(T n, C) and (n O, C, 1, 1), which may be packed, to (T n, O): the i-th row of each tile times the i-th matrix."""
+    tiles = inputs.unflatten(0, (-1, n))
+    if not in_onednn(inputs):
+        return torch.bmm(tiles.transpose(0, 1), weight.view(n, -1, weight.shape[1]).mT).transpose(0, 1).flatten(0, 1)
+    images = tiles.flatten(1).view(-1, IMAGE, 1, n * inputs.shape[1]).permute(0, 3, 1, 2)  # channels last
+    made = torch.ops.mkldnn._convolution_pointwise(images, weight, None, *PLAIN, n, "none", [], "")
+    return made.permute(0, 2, 3, 1).reshape(len(inputs), -1)
 
 
 def cells_around(mask: Tensor, kernel: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
@@ -179,9 +184,9 @@ class Tiles:
         """Of `scatter` the transpose: from gradients of outputs (R, O) to those of products (T n, O)."""
         return Sums(self.computes, self.outputs.t(), self.rows)
 
-    def filter(self, rows: Tensor, multiply: Callable[[Tensor], Tensor]) -> Tensor:
-        """(R, C) to (R, O), zeros behind P; multiply: (T n, C) to (T n, O), as `multiplied` by a transformed kernel."""
-        return self.scatter(multiply(self.gather(rows)))
+    def filter(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """(R, C) and a transformed kernel (n O, C, 1, 1), which may be packed, to (R, O), zeros behind P."""
+        return self.scatter(multiplied(self.gather(rows), weight, self.reads.shape[1]))
 
 
 class Filtered(torch.autograd.Function):
@@ -191,13 +196,13 @@ class Filtered(torch.autograd.Function):
     def forward(ctx, rows: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
         ctx.save_for_backward(rows, weight)
         ctx.tiles = tiles
-        return tiles.filter(rows, partial(multiplied, weight=transformed(weight)))
+        return tiles.filter(rows, transformed(weight))
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (rows, weight), tiles, grad_rows, grad_weight = ctx.saved_tensors, ctx.tiles, None, None
         if ctx.needs_input_grad[0]:  # neighbours are so mutually
-            grad_rows = tiles.filter(grad, partial(multiplied, weight=transformed(weight.flip(2, 3)).mT))
+            grad_rows = tiles.filter(grad, transformed(weight.flip(2, 3).transpose(0, 1)))
         if ctx.needs_input_grad[1]:
             x, g = (made.unflatten(0, tiles.reads.shape) for made in (tiles.gather(rows), tiles.spread(grad)))  # (T, n, C), (T, n, O)
             products = torch.bmm(g.permute(1, 2, 0), x.transpose(0, 1))  # (n, O, C)

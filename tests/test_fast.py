@@ -60,11 +60,12 @@ def between(model, x, share: float) -> float:
 @torch.no_grad()
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("quantile", [None, 0.2, 0.5, 0.9])
-@pytest.mark.parametrize("onednn, reading, wide", [(True, "zero", 192), (False, "zero", 192), (True, "features", 192), (True, "features", 1)])
+@pytest.mark.parametrize("onednn, reading, wide", [(True, "zero", 192), (False, "zero", 192), (False, "zero", 1), (True, "features", 192), (True, "features", 1)])
 def test_same_probabilities_and_decisions(model, images, quantile, onednn, reading, wide, monkeypatch):
     """Dense (rho = 1) and on regions of several sizes, with oneDNN and without, reading zeros or features (also by Winograd's filtering); the original stays as it was."""
-    monkeypatch.setattr(fast_module, "ONEDNN", onednn and fast_module.ONEDNN)
+    monkeypatch.setattr(winograd, "ONEDNN", onednn and winograd.ONEDNN)
     monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, wide))
+    monkeypatch.setattr(winograd, "PAYS", 999 if wide == 1 else winograd.PAYS)
     monkeypatch.setattr(model, "reading", reading)
     x = torch.randn(images, 3, 72, 88, generator=torch.Generator().manual_seed(images))
     rho = 1.0 if quantile is None else between(model, x, quantile)
@@ -216,13 +217,15 @@ def test_other_networks(name, width, wide, monkeypatch):
     """One mechanism for every network: nothing but fast parts is left in the later stages, and the cascade says the same; also where all 3x3
     convolutions are Winograd's."""
     monkeypatch.setattr(winograd, "WIDE", dict.fromkeys(winograd.WIDE, wide))
-    model = other(name, width)
+    monkeypatch.setattr(winograd, "PAYS", 999 if wide == 1 else winograd.PAYS)
+    filtered, model = [], other(name, width)
+    monkeypatch.setattr(winograd.Tiles, "filter", lambda *args, plain=winograd.Tiles.filter: filtered.append(1) or plain(*args))
     x, quick = torch.randn(1, 3, 48, 56, generator=torch.Generator().manual_seed(1)), prepare(model)
-    assert wide > 1 or any(getattr(part, "filtered", None) is not None for part in quick.stages[1].modules()), "none is on its regions"
     expected = model(x, rho := between(model, x, 0.6))
     parts = [part for stage in quick.stages[1:] for item in stage for part in (item if isinstance(item, nn.Sequential) else [item])]
     assert parts and all(isinstance(part, fast_module.OnRows) for part in parts) and 0 < expected.shares[1] < 1
     torch.testing.assert_close(quick(x, rho).log_probs.exp(), expected.log_probs.exp(), atol=2e-5, rtol=1e-4)
+    assert (len(filtered) > 2) == (wide == 1)
     torch.testing.assert_close(quick(x, 1.0).log_probs.exp(), model(x, 1.0).log_probs.exp(), atol=2e-5, rtol=1e-4)
 
 
@@ -251,12 +254,15 @@ def test_winograd_is_the_convolution(kernel, dilation, size, share, padded, monk
     region = Region(torch.rand(2, *size, generator=draw) <= share, padded) if share else Region(torch.zeros(2, *size, dtype=torch.bool), padded)
     x = torch.randn(2, 5, *size, generator=draw) * region.mask[:, None]
     conv = nn.Conv2d(5, 7, kernel, padding=[d * (k // 2) for d, k in zip(dilation, kernel)], dilation=dilation).requires_grad_(False)
-    for relu in (True, False):
+    for relu, onednn in ((True, winograd.ONEDNN), (False, False)):
+        monkeypatch.setattr(winograd, "ONEDNN", onednn)
         rows, expected = region.gather(x), conv(x).relu() if relu else conv(x)
         rows[len(region):] = 7  # behind P lies anything
-        monkeypatch.setattr(fast_module, "Product", lambda _, bias, relu: SimpleNamespace(bias=bias, relu=relu))  # no windows
-        found = fast_module.FastConv(conv, relu).on_rows(rows, region)
-        assert found.shape == (region.rows, 7)
+        if share:
+            monkeypatch.setattr(fast_module, "Product", lambda _, bias, relu: SimpleNamespace(bias=bias, relu=relu))  # no windows
+        fast = fast_module.FastConv(conv, relu)
+        found = fast.on_rows(rows, region)
+        assert found.shape == (region.rows, 7) and fast.filtered.is_mkldnn == onednn
         torch.testing.assert_close(found[:len(region)], region.gather(expected)[:len(region)], atol=2e-5, rtol=1e-4)
 
 

@@ -63,7 +63,7 @@ def _chain_on(quick: fast.FastResidual, x: Tensor, chain: int, static: bool) -> 
 def _left_out(name: str, on: Callable, mask: Tensor, chain: int) -> dict[str, Callable]:
     """The region side on a CPU without one of its costs: its index made before; no gathering nor transforms either; only calls, on 8 channels."""
     ready, zeros, narrow = Region(mask, True), cache(torch.zeros), fast.fold(irnet(0.001, (1, 1, 1))[name].eval()[0])
-    few, pixels = torch.zeros(1, narrow.project.out_channels, 8, 8), Region(torch.ones(1, 8, 8, dtype=torch.bool))
+    few, pixels = torch.zeros(1, narrow.project.out_channels, 16, 16), Region(torch.ones(1, 16, 16, dtype=torch.bool))
     with mock.patch.dict(winograd.WIDE, dict.fromkeys(winograd.WIDE, 0)):  # the narrow block runs what the wide one does
         small = fast.quick(narrow)
 

@@ -12,7 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,6 @@ from lc.machine import keep_memory
 from lc.region import Region
 from lc.region_conv import RegionTensor, _as_image
 
-ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 PLAIN = {Bottleneck, nn.Conv2d, nn.ReLU, nn.Identity, nn.Sequential, DropPath}  # all that a bottleneck's fast form computes, or need not
 
 
@@ -141,21 +140,16 @@ def _full(shape: tuple[int, int, int], device: torch.device) -> Region:
     return Region(torch.ones(shape, dtype=torch.bool, device=device))
 
 
-def packs(x: Tensor) -> bool:
-    """Whether oneDNN takes packed weights for this input."""
-    return ONEDNN and not torch.jit.is_tracing() and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-
-
 class Product:
     """rows @ weight^T + bias and then ReLU (or not), for rows (P, C) and weight (O, C); packed for oneDNN at first use on a CPU in float32.
 
-    As linear layers: weights packed for a convolution fit some numbers of rows, and are reordered at every call for the others."""
+    As linear layers: weights packed for a convolution of one image fit some numbers of rows, and are reordered at every call for the others."""
 
     def __init__(self, weight: Tensor, bias: Tensor, relu: bool = True):
         self.weight, self.bias, self.relu, self.packed = weight.contiguous(), bias, relu, None
 
     def __call__(self, rows: Tensor) -> Tensor:
-        if not packs(rows):
+        if not winograd.in_onednn(rows):
             made = F.linear(rows, self.weight, self.bias)
             return made.relu_() if self.relu else made
         if self.packed is None:
@@ -191,14 +185,16 @@ class FastConv(OnRows):
         self.conv, self.wide, self.window = conv, conv.kernel_size != (1, 1), (conv.kernel_size, conv.dilation)
         weight, bias = conv.weight, conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
         self.product = Product(weight.permute(0, 2, 3, 1).flatten(1), bias, relu)
-        self.filtered = winograd.transformed(weight.double()).to(weight.dtype) if winograd.suits(weight) else None  # (n, O, C)
-        self.packed = winograd.packed(self.filtered) if self.filtered is not None and packs(self.filtered) else None
+        self.filtered = None  # the kernel transformed, and packed
+        if winograd.suits(weight):
+            kernel = winograd.transformed(weight.double()).to(weight.dtype)
+            self.filtered = winograd.packed(kernel, len(kernel) // conv.out_channels)
 
     def on_rows(self, rows: Tensor, region: Region, outside: Tensor | None = None, ring: winograd.Ring | None = None) -> Tensor:
         """(R, C) to (R, O); with a ring of the region the rows are the ring's, without one windows read zeros, whatever is outside."""
-        filters = self.filtered is not None and rows.dtype == self.filtered.dtype
+        filters = self.filtered is not None and rows.dtype == self.filtered.dtype and len(region) > 0
         if filters and (tiles := winograd.Tiles.of(region, *self.window, rows.dtype, ring)) is not None:
-            made = tiles.filter(rows, partial(winograd.multiplied, weight=self.filtered, packed=self.packed))
+            made = tiles.filter(rows, self.filtered)
             return torch._add_relu_(made, self.product.bias) if self.product.relu else made.add_(self.product.bias)
         if self.wide:  # the window of each pixel, zeros where a neighbour is missing: (R, T C)
             reads = region if ring is None else ring
@@ -273,7 +269,7 @@ class FastResidual(FastMixed):
         total = rows if self.shortcut is None else self.shortcut(rows)
         made = super().on_rows(rows, region, outside)
         more = self.project(made)
-        if self.relu and packs(made):
+        if self.relu and winograd.in_onednn(made):
             return torch._add_relu_(total, more)  # one pass over memory, not two
         return total.add_(more).relu_() if self.relu else total.add_(more)
 
