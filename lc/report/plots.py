@@ -98,14 +98,14 @@ def band_curves(near: pd.DataFrame, ax: Axes) -> Axes:
     return _finish(ax, "pixels to the nearest object boundary, at most", "percent of the set", ylim=(0, 100), xticks=near.index[near.index % 5 == 0])
 
 
-def break_even(rows: list[dict], ax: Axes) -> Axes:
-    """Speed-up against the active share, one line per layer, with the ideal 1 / share."""
-    frame = pd.DataFrame(rows).pivot(index="active", columns="layer", values="speedup")
+def break_even(bench: dict, ax: Axes) -> Axes:
+    """Of one of `speed_files`: speed-up over the fastest dense form against the active share, a line for each layer, and the ideal 1 / share."""
+    frame = pd.DataFrame(bench["rows"]).pivot(index="active", columns="layer", values="speedup")
     frame.plot(style="o-", color=list(STAGE_COLOURS[1:]), ax=ax)
     share = np.linspace(frame.index.min(), 1, 50)
     ax.plot(share, 1 / share, "--", color=PAPER_COLOUR, label="ideal: 1 / share")
     ax.axhline(1, color=PAPER_COLOUR, linewidth=1)
-    return _finish(ax, "share of active pixels", "speed-up", "Against the fastest dense form")
+    return _finish(ax, "share of active pixels", "speed-up over dense", bench["where"])
 
 
 def stacked(frame: pd.DataFrame, ax: Axes, label: str, title: str, horizontal: bool = False, colours: tuple = STAGE_COLOURS) -> Axes:
