@@ -30,7 +30,7 @@ CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: k
 SEEDED = {"initial", "dsn", f"lc-{BEST_RHO}", "lc-halo-2", "lc-features", "dsn-dropout", "irnet", "mc",  # repeated with the other seeds
           "initial-wide", "dsn-wide", "lc-wide-features", "lc-unbalanced-halo-2",
           *(f"{row}-{what}" for what in ("unbalanced", "wide-unbalanced") for row in ("initial", "dsn", "lc")),
-          "lc-unbalanced-features", "lc-wide-unbalanced-features", "irnet-unbalanced"}
+          "lc-unbalanced-features", "lc-wide-unbalanced-features", "irnet-unbalanced", "irnet-wide-unbalanced"}
 STUDIES = {  # function, and split if it is not val: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "context-test": ("studies", "what a region reads outside itself, on test images"),
@@ -62,7 +62,7 @@ class Profile:
 @dataclass(frozen=True)
 class Experiment:
     """A named run. cells: the published cells it is compared with; publish: its weights are small and are committed;
-    sweep: all heads are trained, so that it can also be evaluated at every other rho; study: a name in STUDIES, what
+    sweep: it is evaluated at every other rho too, for which all heads must be trained; study: a name in STUDIES, what
     evaluates the finished run instead of training it; control: the run that its gain is counted from."""
     name: str
     title: str
@@ -165,7 +165,7 @@ def _paper(p: Profile) -> list[Experiment]:
 
 def _changed(name: str, title: str, run: RunConfig, control: str = "dsn") -> Experiment:
     """A run with one thing of LC, or of the DSN, changed; one that is timed is also evaluated at every other rho."""
-    return Experiment(name, title, run, sweep=name in CASCADES, group="why", control=control)
+    return Experiment(name, title, run, sweep=name in CASCADES.values(), group="why", control=control)
 
 
 def _why(p: Profile) -> list[Experiment]:
@@ -216,10 +216,14 @@ def _larger(p: Profile) -> list[Experiment]:
 
 
 def _unbalanced(p: Profile) -> list[Experiment]:
-    """The rest of Tables 1 and 2 without balanced classes, which the paper does not balance; `_larger` has LC and its DSN."""
+    """The rest of Tables 1 and 2 without balanced classes, which the paper does not balance, and IRNet of twice the channels so; `_larger` has LC and
+    its DSN."""
     pair = {e.run for e in _larger(p) if "unbalanced" in e.name}
-    rest = [e for e in _paper(replace(p, train=replace(p.train, balance="none"))) if not e.study and e.run not in pair] if pair else []
-    return [replace(e, name=f"{e.name}-unbalanced", title=f"{e.title}, unbalanced", cells=(), publish=False, sweep=False) for e in rest]
+    same = replace(p, train=replace(p.train, balance="none"))
+    rest = [e for e in _paper(same) if not e.study and e.run not in pair] if pair else []
+    wide = [e for e in _paper(replace(same, model=replace(p.model, width=2 * p.model.width))) if e.name == "irnet"] if pair else []
+    return [replace(e, name=f"{e.name}-{key}", title=f"{e.title}, {title}", cells=(), publish=False, sweep=False)
+            for key, title, some in (("unbalanced", "unbalanced", rest), ("wide-unbalanced", "twice the width, unbalanced", wide)) for e in some]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:
@@ -260,7 +264,7 @@ def _networks(p: Profile) -> list[Experiment]:
 
 def _seeds(p: Profile, entries: list[Experiment]) -> list[Experiment]:
     """The runs of SEEDED from other seeds."""
-    return [Experiment(f"{e.name}-seed-{seed}", f"{e.name}, seed {seed}", _seeded(e.run, seed), sweep=e.name in CASCADES)
+    return [Experiment(f"{e.name}-seed-{seed}", f"{e.name}, seed {seed}", _seeded(e.run, seed), sweep=e.name in CASCADES.values())
             for seed in p.seeds[1:] for e in entries if e.name in SEEDED]
 
 

@@ -222,6 +222,6 @@ def test_another_seed_is_that_of_all_a_run_begins_with():
     """Nothing else is changed: neither where it starts, nor whose shares of labels it drops."""
     entries, plain = experiments.catalogue("camvid-lite"), lambda run: json.dumps(asdict(run))
     found = {name: name.split("-seed-") for name in entries if "-seed-" in name}
-    assert len(found) == 2 * 21 and "dsn-dropout-seed-1" in found
+    assert len(found) == 2 * 22 and "dsn-dropout-seed-1" in found
     for name, (of, seed) in found.items():
         assert plain(entries[name].run) == plain(entries[of].run).replace('"seed": 0', f'"seed": {seed}'), name
