@@ -76,21 +76,32 @@ def paper_speedups() -> dict[float, float]:
     return {0.985: fps["LC"], 0.8: fps["LC (fast)"]}
 
 
-def _timings(ev: Evidence) -> pd.DataFrame:
+def timings(ev: Evidence) -> pd.DataFrame:
     """Every measured speed-up of LC at the paper's two rho: a row for each kind of TIMED, device, setting and rho."""
     return pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in TIMED
                          for bench in (speed_files(kind) if kind == "network" else cascade_files(ev, kind))
                          for row in bench["rows"] if row["rho"] in paper_speedups()])
 
 
+def span(factors: pd.Series) -> str:
+    """The least and the greatest of some speed-ups."""
+    return " to ".join(dict.fromkeys(f"{x:.2f}x" for x in (factors.min(), factors.max())))
+
+
+def paper_equal() -> str:
+    """The paper's speed-up at equal accuracy."""
+    fps = [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
+    return f"{fps[0] / fps[1]:.2f}x at rho = 0.95"
+
+
 def answer(ev: Evidence) -> list[str]:
     """Whether the paper's two factors held, and what equal accuracy leaves of them, as sentences; none without a timing, nor of a smoke run."""
-    timed = _timings(ev)
+    timed = timings(ev)
     if timed.empty or ev.profile.tier == "smoke":
         return []
     faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
-    spans = ", ".join(f"{' to '.join(dict.fromkeys(f'{x:.2f}x' for x in (at.min(), at.max())))} at rho = {rho:g} (paper: "
-                      f"{paper_speedups()[rho]:.2f}x)" for rho, at in timed.groupby("rho", sort=False)["speedup"])
+    spans = ", ".join(f"{span(at)} at rho = {rho:g} (paper: {paper_speedups()[rho]:.2f}x)"
+                      for rho, at in timed.groupby("rho", sort=False)["speedup"])
     word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
     return [f"**Did the speed gain hold? {word}.** LC is faster than the fastest dense form of its network in {faster.sum()} of {len(timed)} timings "
             f"(lower quartile above 1) and reaches the paper's factor in {reached.sum()}: {spans}.",
@@ -135,6 +146,14 @@ def _spelt(row: pd.Series) -> str:
     return f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]"
 
 
+def fastest(table: pd.DataFrame, split: str) -> str | None:
+    """The greatest speed-up (by its lower quartile) of rows of `equal_accuracy` that are equal on a split, and its rho; None if nothing tells."""
+    if not len(table) or table[f"equal ({split})"].isna().all():
+        return None
+    same = table[table[f"equal ({split})"] == "yes"]
+    return f"{same.loc[at := same['lower'].idxmax(), 'speed-up']:.2f}x at rho = {at[1]}" if len(same) else "none is equal"
+
+
 def _equal(ev: Evidence) -> list[str]:
     """The greatest speed-up (by its lower quartile) among the rows of `equal_accuracy` that are equal, on each split, and the paper's, as a sentence;
     none without a timing."""
@@ -150,10 +169,9 @@ def _equal(ev: Evidence) -> list[str]:
         found[split] = "yes" if (same["lower"] > 1).any() else "no"
         parts.append(f"On {split} {best}.")
     word = " and ".join(f"{said} on {split}" for split, said in found.items()) if len({*found.values()}) > 1 else found["val"]
-    fps = [published("text", f"{name}-speed").value for name in ("near-real-time", "inception-resnet")]
     return [f"**Is there a gain at equal accuracy? {word.capitalize()}.** Equal: the interval of LC less the DSN with the same images and width "
             f"begins above -{SMALL:g} points, at a rho below 1, chosen on the split that is named. {' '.join(parts)} The paper: "
-            f"{fps[0] / fps[1]:.2f}x at rho = 0.95 ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
+            f"{paper_equal()} ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
 
 
 def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
@@ -178,7 +196,7 @@ def table(ev: Evidence) -> list[pd.DataFrame]:
     rows = {("the paper's frame rates, Titan X, VOC12", f"{rho:g}"): {"speed-up": f"{value:.2f}x", "ideal": None, "dense form": None,
                                                                       LOSS["val"]: f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}"}
             for rho, value in paper_speedups().items()}
-    for row in _timings(ev).itertuples():
+    for row in timings(ev).itertuples():
         losses = lost.get((CASCADES.get(row.kind), f"{row.rho:g}", row.where), {})
         rows[f"{named[row.kind]}: {row.where}", f"{row.rho:g}"] = {
             "speed-up": f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]", "ideal": f"{row.ideal:.2f}x",

@@ -57,7 +57,7 @@ class Evidence:
 
     @property
     def label(self) -> str:
-        """Data set, resolution, tier, and whether classes are balanced against the profile's recipe, as column headings say them."""
+        """Data set, resolution, tier, and "unbalanced" where the balance is not the profile's, as column headings say them."""
         if not self.records:
             raise InputError(f"profile {self.profile.name} has no record yet; run `make reproduce PROFILE={self.profile.name}`")
         first = next(iter(self.records.values()))
@@ -119,9 +119,10 @@ def of_seeds(ev: Evidence, name: str) -> list[str]:
     return [name, *(f"{name}-seed-{seed}" for seed in ev.profile.seeds[1:])]
 
 
-def seed_gains(ev: Evidence, a: str, b: str, split: str, images: slice = slice(None)) -> dict[int, np.ndarray | None]:
-    """`gain` of each seed of the profile."""
-    return {seed: gain(ev, *pair, split, images) for seed, *pair in zip(ev.profile.seeds, of_seeds(ev, a), of_seeds(ev, b))}
+def seed_gains(ev: Evidence, a: str, b: str, split: str, images: slice = slice(None)) -> dict[int, np.ndarray]:
+    """`gain` of each seed of the profile whose runs are both here."""
+    drawn = {seed: gain(ev, *pair, split, images) for seed, *pair in zip(ev.profile.seeds, of_seeds(ev, a), of_seeds(ev, b))}
+    return {seed: found for seed, found in drawn.items() if found is not None}
 
 
 def over_seeds(drawn: list[np.ndarray]) -> np.ndarray:

@@ -189,9 +189,8 @@ def seeds(ev: Evidence) -> pd.DataFrame:
     rows = {}
     for a, b in [*pairs, *(pair for pair in changed if {*pair} <= set(ev.records)), *((METHODS[a], METHODS[b]) for a, b in others)]:
         for split in ev.splits:
-            found = seed_gains(ev, a, b, split)
-            there = [drawn for drawn in found.values() if drawn is not None]
-            rows[f"{a} over {b}", split] = {**{f"seed {seed}": words(drawn) for seed, drawn in found.items()},
+            there = [*(found := seed_gains(ev, a, b, split)).values()]
+            rows[f"{a} over {b}", split] = {**{f"seed {seed}": words(found.get(seed)) for seed in ev.profile.seeds},
                                             "mean": words(over_seeds(there)) if there else MISSING,
                                             "apart": f"{np.ptp([d[0] for d in there]):.2f}" if len(there) > 1 else ""}
     return pd.DataFrame(rows).T.rename_axis(["gain", "split"])
@@ -202,8 +201,7 @@ def by_clip(ev: Evidence) -> pd.DataFrame:
     are here; and the same weights with zeros outside a region, or a halo of 2, less with every cell computed."""
     entries, clips, rows = catalogue(ev.profile.name), CLIPS.get(next(iter(ev.records.values()))["data"]["name"], {}), {}
     for name in CASCADES.values() if clips else ():
-        by_seed = (seed_gains(ev, name, entries[name].control or DSN, *clip).values() for clip in clips.values())
-        gains = [[one for one in found if one is not None] for found in by_seed]
+        gains = [[*seed_gains(ev, name, entries[name].control or DSN, *clip).values()] for clip in clips.values()]
         if seen := len(gains[0]):
             rows[f"{name} less its DSN" + f", mean of {seen} seeds" * (seen > 1)] = [over_seeds(found) for found in gains]
     studies = {split: ev.records.get(f"study-context{key}") for split, key in (("val", ""), ("test", "-test"))}
