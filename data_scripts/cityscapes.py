@@ -8,21 +8,17 @@ Label files stay as published (label ids); lc.data maps them to the 19 classes. 
 import shutil
 import subprocess
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from fetching import Archive, Source, main, unpack
+from fetching import Archive, Source, main, matching, unpack
 from lc.errors import InputError
 
 KEEP = ("leftImg8bit/*/*/*_leftImg8bit.png", "gtFine/train/*/*_gtFine_labelIds.png", "gtFine/val/*/*_gtFine_labelIds.png")
 
 
-def _place(member: PurePosixPath) -> str | None:
-    return next(("/".join(member.parts[-4:]) for pattern in KEEP if member.match(pattern)), None)
-
-
 def prepare(archives: list[Path], folder: Path) -> dict:
     """Unpack images and label ids; the number of files from each archive."""
-    counts = {archive.name: unpack(archive, folder, _place) for archive in archives}
+    counts = {archive.name: unpack(archive, folder, matching(KEEP)) for archive in archives}
     for name in (name for name, count in counts.items() if not count):
         raise InputError(f"{name} holds none of {', '.join(KEEP)}: another archive; fetch it from https://www.cityscapes-dataset.com/downloads/")
     return {"files": counts}

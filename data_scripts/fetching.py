@@ -120,6 +120,12 @@ def _stream(url: str, part: Path, have: int) -> None:
                 bar.update(len(chunk))
 
 
+def matching(patterns: tuple[str, ...], below: str = "") -> Callable[[PurePosixPath], str | None]:
+    """Where `unpack` puts a member: what matches a pattern, by its path from there on, in the folder `below`."""
+    from_there_on = lambda member, pattern: str(PurePosixPath(below, *member.parts[-pattern.count("/") - 1:]))
+    return lambda member: next((from_there_on(member, pattern) for pattern in patterns if member.match(pattern)), None)
+
+
 def unpack(path: Path, folder: Path, place: Callable[[PurePosixPath], str | None]) -> int:
     """Unpack the files for which place(name) is not None to folder/place(name); their number. Links and devices are left out, and Python's own checks
     keep names inside the folder; InputError for what is no archive, or damaged."""

@@ -6,25 +6,18 @@ Made: <data>/voc12/ with JPEGImages/, SegmentationClassAug/ (21 classes, 255 = v
 """
 import sys
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from fetching import Archive, Source, main, unpack
+from fetching import Archive, Source, main, matching, unpack
 from lc import paths
 from lc.errors import InputError
 
 VOC_KEEP = ("JPEGImages/*.jpg", "SegmentationClass/*.png", "ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/val.txt")
 SBD_KEEP = ("dataset/cls/*.mat", "dataset/train.txt", "dataset/val.txt")
-
-
-def _place(kept: tuple[str, ...], below: str):
-    """Where `unpack` puts a member: what matches one of `kept`, by its path from there on, in the folder `below`."""
-    def place(member: PurePosixPath) -> str | None:
-        return next((f"{below}/{'/'.join(member.parts[-pattern.count('/') - 1:])}" for pattern in kept if member.match(pattern)), None)
-    return place
 
 
 def _names(listing: Path) -> set[str]:
@@ -35,7 +28,7 @@ def prepare(archives: list[Path], folder: Path) -> dict:
     """Merge the two archives; how many masks are from which."""
     raw = folder.parent / "raw"
     for archive, kept, below in zip(archives, (VOC_KEEP, SBD_KEEP), ("voc", "sbd")):
-        unpack(archive, raw, _place(kept, below))
+        unpack(archive, raw, matching(kept, below))
     own, held_out = (_names(raw / f"voc/ImageSets/Segmentation/{split}.txt") for split in ("train", "val"))
     train = (own | _names(raw / "sbd/dataset/train.txt") | _names(raw / "sbd/dataset/val.txt")) - held_out
     (folder / "JPEGImages").mkdir()

@@ -14,7 +14,7 @@ SHOWN = "camvid-lite"  # the profile whose weights are committed, and whose numb
 LIMITS = {"jobs": (1, 256), "workers": (0, 256), "repeats": (1, 10**6), "processes": (1, 100), "chain": (1, 100), "images": (1, 10**6),
           "halo": (0, 64), "height": (32, 8192), "fps": (1e-3, 10**6)}  # least and greatest value of options that are numbers
 POOLED = {"region": 7, "network": 7, "networks": 5, "training": 1}  # timings that may be medians over processes: rounds of each
-BENCH = {"images": (["cascade"], "validation images of a round (default: 10)"),  # options of `bench`: where each means something, and what
+BENCH = {"images": (["cascade"], "validation images of a round (default: 10)"),  # options of `bench`: the kinds that take each, and its help
          "halo": (["network"], "cells computed round each region (default: 0, as in the paper)"),
          "reading": (["network"], "what windows read outside a region, on a CPU (default: zeros)"),
          "chain": (["region"], "blocks on one region (default: as many as IRNet has, 10 of IRNet-B and 5 of IRNet-C)"),

@@ -25,7 +25,7 @@ from lc.records import Record
 
 IMAGES = 6  # of each split
 ROUNDING = 1e-9
-LEAST = 1.0  # that a difference is relative to: a bias in front of batch norm has no influence, and all of its value is rounding
+LEAST = 1.0  # least magnitude that a difference is divided by: a bias in front of batch norm has no influence, and all of its value is rounding
 
 
 def check(profile: str, root: str | None) -> list[str]:

@@ -1,12 +1,13 @@
 """Run a cascade over a split and count. Module-level and without state: training, records and notebooks call the same."""
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lc import metrics
-from lc.cascade import cells_to_pixels, upsample
+from lc.cascade import CascadeOutput, LayerCascade, cells_to_pixels, upsample
 from lc.data import IGNORE, SegmentationSet, eval_batches
 
 
@@ -45,18 +46,21 @@ def confusions(log_probs: Tensor, labels: Tensor, classes: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: SegmentationSet, rho: float) -> Evaluation:
-    """Evaluate `model` (eval mode is set and left set) on whole images, at the resolution of the labels, in float32."""
-    model.eval()
-    device = next(model.parameters()).device
-    stages, classes = len(model.stages), data.num_classes
-    counts, decided, handed = [], np.zeros((stages, classes), np.int64), np.zeros(stages)
+def outputs(model: LayerCascade, data: SegmentationSet, rho: float) -> Iterator[tuple[CascadeOutput, Tensor]]:
+    """What a model says of each batch of whole images, and their labels (N, H, W)."""
     for images, labels in eval_batches(data):
-        out = model(images.to(device, memory_format=torch.channels_last), rho)
+        yield model(images.to(next(model.parameters()).device, memory_format=torch.channels_last), rho), labels
+
+
+def evaluate(model: LayerCascade, data: SegmentationSet, rho: float) -> Evaluation:
+    """Evaluate `model` (eval mode is set and left set) on whole images, at the resolution of the labels, in float32."""
+    stages, classes = len(model.eval().stages), data.num_classes
+    counts, decided, handed = [], np.zeros((stages, classes), np.int64), np.zeros(stages)
+    for out, labels in outputs(model, data, rho):
         counts.append(confusions(out.log_probs, labels, classes))
         stage = cells_to_pixels(out.decided, labels.shape[1:]).cpu().numpy()
         known = labels.numpy() != IGNORE
         pairs = (stage[known].astype(np.int64) - 1) * classes + labels.numpy()[known]
         decided += np.bincount(pairs, minlength=stages * classes).reshape(stages, classes)
-        handed += np.array(out.shares) * len(images)
+        handed += np.array(out.shares) * len(labels)
     return Evaluation(rho, np.concatenate(counts), decided, handed / len(data))

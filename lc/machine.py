@@ -16,7 +16,7 @@ def threads() -> int:
 
 
 def jobs() -> int:
-    """Runs to make at a time: 1 with a GPU, else one for each core, 4 at most; two on one core each get more done than one on both."""
+    """Runs to make at a time: 1 with a GPU, else one for each core, 4 at most; two runs with a core each get more done than one on both."""
     return 1 if shutil.which("nvidia-smi") else min(4, threads())
 
 

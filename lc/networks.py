@@ -5,7 +5,7 @@ LC "can be easily applied" to other networks (Sec. 1): name the network's compon
 """
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pickle import UnpicklingError
 
 import timm
@@ -88,17 +88,11 @@ TIMM: dict[str, tuple[Callable[..., Components], tuple[int, int]]] = {
     "vgg16": (vgg16, (3, 4)), "resnet101": (resnet101, (3, 4)), "inception_resnet_v2": (inception_resnet_v2, (4, 6))}
 
 
-def _units(components: Components) -> Iterable[nn.Module]:
-    """What a stride applies to as a whole: a block, or a layer that stands alone."""
-    for component in components.values():
-        yield from component if isinstance(component, nn.Sequential) else [component]
-
-
 def keep_stride(components: Components, output_stride: int = STRIDE) -> Components:
     """Give every window "same" padding, in place, and trade strides beyond output_stride for dilation (a trous). Pooling
     windows of 2 pixels become 3 pixels wide, as DeepLab's do: an even window has no middle."""
     stride = dilation = 1
-    for unit in _units(components):
+    for unit in (unit for part in components.values() for unit in (part if isinstance(part, nn.Sequential) else [part])):  # a block, or a lone layer
         layers = [m for m in unit.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))]
         strided = any(m.stride not in (1, (1, 1)) for m in layers)
         keep = stride < output_stride

@@ -42,7 +42,7 @@ class Record:
     @property
     def source_now(self) -> str:
         """Hash of the modules that would compute this record today."""
-        return source_hash(*modules(self["config"]["model"].get("network", "irnet"), "study" in self.values and self.experiment))
+        return source_hash(*modules(self["config"]["model"].get("network", "irnet"), self.experiment if "study" in self.values else ""))
 
     @property
     def stale(self) -> str:
@@ -76,7 +76,7 @@ def record_path(entry: Experiment) -> Path:
 
 
 def find(entry: Experiment) -> Record | None:
-    """The record of an experiment as configured now, or None."""
+    """The record of an experiment as configured now, or None; InputError if it is not JSON, or of another schema."""
     path = record_path(entry)
     if not path.exists():
         return None
@@ -156,9 +156,9 @@ def equivalents() -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def modules(network: str, study: str | bool = "") -> list[str]:
-    """Modules beside NUMERIC that a run of this network, or this study, depends on."""
-    study = study and study.removeprefix("study-")
+def modules(network: str, study: str = "") -> list[str]:
+    """Modules beside NUMERIC that a run of this network, or this study (its name, or its experiment's), depends on."""
+    study = study.removeprefix("study-")
     return [*(["baselines"] if network in SYSTEMS else []), *([STUDIES[study][0]] if study else []), *(["crf"] if study == "crf" else [])]
 
 

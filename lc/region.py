@@ -8,13 +8,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.utils import _pair
 
 WIDTH = 16  # of the image that the rows of a padded region form; oneDNN's 1x1 convolutions are faster on it than matrix products (results/NOTES.md)
 SIZES = 64  # of padded regions between a power of two and the next: oneDNN prepares itself anew for each, but rows behind P cost time too
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 class Region:

@@ -1,18 +1,15 @@
 """Evaluations of finished cascades that ask more than mIoU. One function = one study = one record; nothing is trained.
 
-Each takes the cascade trained at rho, the DSN of the same profile, a split (which, says lc.experiments.STUDIES) and rho; plain values and arrays.
-K classes, S stages, cells: the stride-8 grid on which the cascade decides.
+Each takes the cascade trained at rho, the DSN of the same profile, a split (which, says lc.experiments.STUDIES) and rho, and returns plain values and
+arrays. K classes, S stages, cells: the stride-8 grid on which the cascade decides.
 """
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
-from torch import Tensor
 
 from lc import evaluate, metrics
-from lc.cascade import STRIDE, CascadeOutput, LayerCascade, cells_to_pixels, upsample
-from lc.data import IGNORE, SegmentationSet, eval_batches
+from lc.cascade import STRIDE, LayerCascade, cells_to_pixels, upsample
+from lc.data import IGNORE, SegmentationSet
 from lc.experiments import EVERYWHERE
 from lc.paper import published
 
@@ -22,12 +19,6 @@ OUTSIDE = {"dense": "the stage's input", "features": "features of the stage befo
 BINS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.985, 0.995, 0.999, 1.0)
 DEPTHS = (1, 2, 3, 5, 9)          # cells to the nearest cell that left early; each starts a band
 PAIRS = tuple((a, b) for a in (0.8, 0.9, 0.95, 0.985, 1.0) for b in (0.8, 0.9, 0.95, 0.985, 1.0))  # rho of stage 1, of stage 2
-
-
-@torch.no_grad()
-def _forward(model: LayerCascade, data: SegmentationSet, rho: float) -> Iterator[tuple[CascadeOutput, Tensor]]:
-    for images, labels in eval_batches(data):
-        yield model(images.to(next(model.parameters()).device, memory_format=torch.channels_last), rho), labels
 
 
 def boundary_distance(label: np.ndarray) -> np.ndarray:
@@ -54,7 +45,7 @@ def difficulty(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rh
     threshold, classes = published("text", "ms-score-below").value, data.num_classes
     sets, near = np.zeros((2, 3, classes), np.int64), np.zeros((2, 4, len(BANDS)), np.int64)  # near: ES, MS, HS, all
     decided = np.zeros((len(model.stages), len(BANDS) + 1), np.int64)
-    for out, labels in _forward(model, data, rho):
+    for out, labels in evaluate.outputs(model, data, rho):
         distance = np.stack([boundary_distance(label) for label in labels.numpy()])
         known, stage = labels.numpy() != IGNORE, cells_to_pixels(out.decided, labels.shape[1:]).cpu().numpy()
         for s, chosen in enumerate((known & (stage == s) for s in range(1, 1 + len(decided)))):
@@ -76,7 +67,7 @@ def context(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: 
         before = network.reading, network.halo
         for network.reading, network.halo in variants:
             counts, active, cells = [], np.zeros(len(network.stages)), 0
-            for out, labels in _forward(network, data, rho):
+            for out, labels in evaluate.outputs(network, data, rho):
                 counts.append(evaluate.confusions(out.log_probs, labels, data.num_classes))
                 active += [out.decided.numel() if region is None else len(region) for region in out.regions]
                 cells += out.decided.numel()
@@ -92,7 +83,7 @@ def calibration(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, r
     """Is 0.985 really 98.5 %? Cells handed to each stage, by confidence: how many, and how many of them right. (2, S, 2, bins)."""
     counts = np.zeros((2, len(model.stages), 2, len(BINS) - 1), np.int64)
     for row, network in enumerate((model, dsn)):
-        for out, labels in _forward(network, data, rho):
+        for out, labels in evaluate.outputs(network, data, rho):
             at_cells = labels[:, ::STRIDE, ::STRIDE]
             for stage, (fused, handed) in enumerate(zip(out.fused, out.handed)):
                 confidence, guess = fused.exp().max(1)
@@ -111,7 +102,7 @@ def selection(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho
     confusions = np.zeros((2, len(rules), data.num_classes, data.num_classes), np.int64)
     handed = np.zeros((2, len(rules), 3))
     for row, network in enumerate((model, dsn)):
-        for out, labels in _forward(network, data, 1.0):
+        for out, labels in evaluate.outputs(network, data, 1.0):
             stages = torch.stack(out.fused)  # (S, N, K, h, w); at rho = 1 each stage speaks for itself
             confidence, guess = stages.exp().max(2)
             at_cells = labels[:, ::STRIDE, ::STRIDE]
@@ -133,7 +124,7 @@ def border(model: LayerCascade, dsn: LayerCascade, data: SegmentationSet, rho: f
     bands, columns, before = [], [], model.halo
     for network, halo, at in ((model, before, rho), (model, EVERYWHERE, rho), (dsn, dsn.halo, 1.0)):
         network.halo, right = halo, []
-        for out, labels in _forward(network, data, at):
+        for out, labels in evaluate.outputs(network, data, at):
             if not columns:
                 depth = [np.digitize(distance_transform_edt(m) if not m.all() else np.full(m.shape, np.inf), DEPTHS)
                          for m in out.handed[1].cpu().numpy()]

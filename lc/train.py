@@ -113,7 +113,8 @@ def _ramped_ema(decay: float):
 
 @dataclass
 class Trainer:
-    """One run on one device. folder: where its state, history and logs lie. keep: survival rates for label dropout."""
+    """One run on one device. folder: where its state, history and logs lie. start: weights to begin with. keep: survival rates for label dropout.
+    workers: processes that load images."""
     run: RunConfig
     data: SegmentationSet
     validation: SegmentationSet

@@ -51,8 +51,8 @@ def _axes(kernel: tuple[int, int]) -> tuple[int, int]:
 
 
 class Sums:
-    """Weighted sums of rows: gathers and transforms in one pass that stores nothing between. Each of B sets takes n rows (B, n) and gives k sums, with
-    factors (k, n), or (B, k, n). A row number of `missing` or above counts as zeros (row 0 is read, with a factor of 0: values must be finite)."""
+    """Weighted sums of rows: gathers and transforms in one pass that stores nothing between. Each of B sets takes n rows (B, n) and gives k sums
+    with factors (k, n), or (B, k, n). A row number of `missing` or above counts as zeros (row 0 with a factor of 0: values must be finite)."""
 
     def __init__(self, rows: Tensor, factors: Tensor, missing: int | None = None):
         if missing is not None:

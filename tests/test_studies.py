@@ -128,12 +128,12 @@ def test_depth_in_a_region(networks, data):
     """Every labelled pixel in one band; what is right adds up to each network's right pixels; depth is the distance out."""
     model, dsn = networks
     values, arrays = studies.border(model, dsn, data, 0.8)
-    counts, (out, labels) = arrays["counts"], next(studies._forward(model, data, 0.8))
+    counts, (out, labels) = arrays["counts"], next(studies.evaluate.outputs(model, data, 0.8))
     known = sum((data.read(i)[1] != 255).sum() for i in range(len(data)))
     assert counts.shape == (len(data), 1 + len(studies.DEPTHS), 4) and counts[..., 0].sum() == known
     right = lambda out: (studies.upsample(out.log_probs, labels.shape[1:]).argmax(1) == labels).sum((1, 2)).tolist()
     assert counts[..., 1].sum(1).tolist() == right(out) != counts[..., 2].sum(1).tolist() and model.halo == 0
-    assert counts[..., 3].sum(1).tolist() == right(next(studies._forward(dsn, data, 1.0))[0])
+    assert counts[..., 3].sum(1).tolist() == right(next(studies.evaluate.outputs(dsn, data, 1.0))[0])
     inside = torch.zeros(1, 9, 11, dtype=torch.bool)
     inside[0, 1:8, 1:10] = True
     depth = np.digitize(studies.distance_transform_edt(inside[0].numpy()), studies.DEPTHS)

@@ -52,7 +52,7 @@ class Graph(nn.Module):
 
 
 class Pixels(Region):
-    """The P pixels that a stage computes, P left open. grid: all cells; mask, index: as of a Region; rows_of: (K,) from 1, each cell's row."""
+    """The pixels that a stage computes, P left open. grid: all cells; mask, index: as of a Region; rows_of: (K,) each cell's row, from 1; 0: none."""
 
     def __init__(self, mask: Tensor, grid: Region):
         super().__init__(mask)

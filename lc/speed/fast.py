@@ -35,8 +35,8 @@ PLAIN = {Bottleneck, nn.Conv2d, nn.ReLU, nn.Identity, nn.Sequential, DropPath}  
 
 def prepare(model: LayerCascade) -> LayerCascade:
     """A copy of a trained cascade for inference: call it like the original. Gradients and batch norm statistics are gone; new weights, another
-    device or dtype need a new copy, made of the original. Of regions that read anything but zeros outside themselves only IRNet's that read features
-    have a faster form: of the others batch norms are folded, no more. So it is with modules that are not known here."""
+    device or dtype need a new copy, made of the original. Stage 1 always gets its fast form; later stages get theirs where regions read zeros outside
+    themselves, or are IRNet's and read features. With other readings, and of modules that are not known here, only batch norms are folded."""
     model = fold(model)
     model.stages[0] = _dense(model.stages[0])
     at_work = (m for m in model.stages[0].modules() if isinstance(m, FastStage) or m._parameters or m._buffers)

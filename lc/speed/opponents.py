@@ -13,7 +13,7 @@ from lc import region_conv
 from lc.region import Region, _pair
 from lc.region_conv import RegionTensor
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # greatest difference, of the reference's greatest value
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # greatest difference, as a share of the reference's greatest value
 
 
 def dense_forms(module: nn.Module, x: Tensor, compiled: bool = True) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:

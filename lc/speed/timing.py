@@ -23,7 +23,7 @@ from lc.region import Region
 from lc.speed import cost
 
 CPU = torch.device("cpu")
-NOISY = 0.06  # interquartile range over median and root of rounds, of the dense side and of the speed-up, above which a machine is too noisy to tell
+NOISY = 0.06  # interquartile range / (median x root of rounds), of the dense side and of the speed-up, above which a machine is too noisy to tell
 BUSY = 0.2  # cores that other processes may use meanwhile
 
 
@@ -72,10 +72,10 @@ def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: 
 
 
 def pooled(arguments: list[str], processes: int, device: torch.device, target: Path | None) -> Path:
-    """`lc bench` with these arguments, in one process after the other, and of what they measured the medians: a process may be 5 to 10 % faster
-    or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. One that finds the machine busy is begun again;
-    InputError once more than half as many were as are needed, if one fails otherwise, or if they differ too much (`compare`). The next call of the
-    same commit goes on with the processes that one which was cut off has kept."""
+    """Run `lc bench` with these arguments in so many processes, one after the other, and write the medians of what they measured: a process may be 5
+    to 10 % faster or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. One that finds the machine busy is
+    begun again; InputError once that has happened more than half as often as processes are needed, if one fails otherwise, or if they differ too much
+    (`compare`). After a call that was cut off, the next of the same commit goes on with the processes it has kept."""
     made, refused = provenance(device), 0
     folder = paths.folder(paths.build("bench") / file_of("-".join([*arguments, made["commit"][:10], made["source_hash"]]), device).stem)
     whole = lambda: [file for path in sorted(folder.glob("*.json")) if "left" not in (file := json.loads(path.read_text()))]
