@@ -21,7 +21,7 @@ SIZE = 4    # outputs of a tile along its line, and across it where the kernel h
 IMAGE = 32  # tiles of one image of the grouped convolution: oneDNN packs weights for a size of image, and any number of them
 PLAIN = [0, 0], [1, 1], [1, 1]  # its padding, stride and dilation
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
-WIDE = {(3, 3): 64, **dict.fromkeys(((1, 3), (3, 1), (1, 7), (7, 1)), 32)}  # channels from which it is worth its tables (results/NOTES.md)
+WIDE = {(3, 3): 192, **dict.fromkeys(((1, 3), (3, 1), (1, 7), (7, 1)), 32)}  # channels from which it is worth its tables (results/NOTES.md)
 PAYS = 0.75  # products left, of those without filtering, up to which it saves time (results/NOTES.md)
 POINTS = {1: (), 6: (0, 1, -1, 2, -2),  # by the number of inputs; and infinity
           10: (0, 1, -1, 3 / 2, -3 / 2, 2 / 3, -2 / 3, 5 / 2, -2 / 5)}  # these lose least to rounding of those tried
