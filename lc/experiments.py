@@ -200,7 +200,7 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 
 def _larger(p: Profile) -> list[Experiment]:
-    """DSN and LC with larger images, twice the channels, the paper's network, where the profile shrinks them; with all pixels weighing the same,
+    """DSN and LC with larger images, twice the channels, the paper's network, where the profile shrinks them; without class weights,
     and that with twice the channels."""
     initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
     wide, same = replace(p.model, width=2 * p.model.width), replace(p.train, balance="none")
@@ -209,8 +209,8 @@ def _larger(p: Profile) -> list[Experiment]:
                ("wide", "twice the width", replace(initial, model=wide), LARGER, {}),
                ("full", "the paper's network", replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)),
                 {"": {}, "-halo-2": {"halo": 2}}, {"epochs": FULL[1], "lr": full.cascade_lr}),
-               ("unbalanced", "all pixels weigh the same", replace(initial, train=same), LARGER, {}),
-               ("wide-unbalanced", "twice the width, all pixels weigh the same", replace(initial, model=wide, train=same),
+               ("unbalanced", "without class weights", replace(initial, train=same), LARGER, {}),
+               ("wide-unbalanced", "twice the width, without class weights", replace(initial, model=wide, train=same),
                 {key: LARGER[key] for key in ("", "-features")}, {})]
     return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
 
@@ -223,7 +223,8 @@ def _unbalanced(p: Profile) -> list[Experiment]:
     rest = [e for e in _paper(same) if not e.study and e.run not in pair] if pair else []
     wide = [e for e in _paper(replace(same, model=replace(p.model, width=2 * p.model.width))) if e.name == "irnet"] if pair else []
     return [replace(e, name=f"{e.name}-{key}", title=f"{e.title}, {title}", cells=(), publish=False, sweep=False)
-            for key, title, some in (("unbalanced", "unbalanced", rest), ("wide-unbalanced", "twice the width, unbalanced", wide)) for e in some]
+            for key, title, some in (("unbalanced", "without class weights", rest),
+                                     ("wide-unbalanced", "twice the width, without class weights", wide)) for e in some]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:

@@ -214,7 +214,7 @@ def test_tables_1_and_2_without_balanced_classes(house):
     ev = tables.Evidence(experiments.profile("camvid-lite"), found)
     assert {name: record.experiment for name, record in ev.unbalanced.records.items()} == {
         "dsn": "dsn-unbalanced", "lc-0.970": "lc-0.970-unbalanced", "lc-0.985": "lc-unbalanced", "lc-0.985-seed-1": "lc-unbalanced-seed-1", "lc-features": "lc-unbalanced-features"}
-    assert ev.unbalanced.label == "test data 8x9 (stand-in, unbalanced)" and ev.label == "test data 8x9 (stand-in)"
+    assert ev.unbalanced.label == "test data 8x9 (stand-in, without class weights)" and ev.label == "test data 8x9 (stand-in)"
     assert list(tables.rho_runs(ev.unbalanced)) == ["1", "0.985", "0.970"]
 
 

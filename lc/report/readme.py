@@ -16,7 +16,7 @@ def block(ev: Evidence) -> str:
     origin = (f"Ours: {ev.label}, seed {ev.profile.seeds[0]}, {devices}; {len(ev.records)} records of {hours:.0f} hours of training and "
               f"evaluation by the clock in results/{ev.profile.name}/runs, each with its commit. Brackets: 95 % intervals from a paired bootstrap "
               "over images, of videos in blocks of ten frames, of means over seeds too; of speed-ups, quartiles.")
-    return "\n\n".join([*written(f"{ev.profile.name}; mIoU in points", summary(ev)), *answers(ev), f"**Why?** {account(ev)}",
+    return "\n\n".join([*written(ev.label, summary(ev)), *answers(ev), f"**Why?** {account(ev)}",
                         *written("Accuracy, points of mIoU", gains(ev)), *written("Speed", speedups.table(ev)),
                         *written("Table 2, mIoU", methods(ev)), *written("Table 1, by rho, percent", rho_table(ev)), origin])
 

@@ -57,12 +57,13 @@ class Evidence:
 
     @property
     def label(self) -> str:
-        """Data set, resolution, tier, and "unbalanced" where the balance is not the profile's, as column headings say them."""
+        """Data set, resolution, tier, and that classes are not balanced where the profile's are, as column headings say them."""
         if not self.records:
             raise InputError(f"profile {self.profile.name} has no record yet; run `make reproduce PROFILE={self.profile.name}`")
         first = next(iter(self.records.values()))
         data, balance = first["data"], first["config"]["train"]["balance"]
-        return f"{data['name']} {data['size'][0]}x{data['size'][1]} ({self.profile.tier}{', unbalanced' * (balance != self.profile.train.balance)})"
+        weights = ", without class weights" * (balance != self.profile.train.balance)
+        return f"{data['name']} {data['size'][0]}x{data['size'][1]} ({self.profile.tier}{weights})"
 
 
 def evidence(profile_name: str) -> Evidence:

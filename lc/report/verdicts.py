@@ -158,7 +158,8 @@ def answers(ev: Evidence) -> list[str]:
     if ev.profile.tier == "smoke" or not judged(ev):
         return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
     plain = [f"**And without class weights, of which the paper says nothing? {_held(ev.unbalanced)}"] if judged(ev.unbalanced) else []
-    return [f"**Did the accuracy gain hold? {_held(ev)}", *plain, *answer(ev), _scope(ev)]
+    weights = ", with class weights in the loss" * bool(plain)
+    return [f"**Did the accuracy gain hold{weights}? {_held(ev)}", *plain, *answer(ev), _scope(ev)]
 
 
 def _held(ev: Evidence) -> str:
@@ -169,7 +170,8 @@ def _held(ev: Evidence) -> str:
         found = means if None not in means else [difference(ev, METHODS["LC"], METHODS[other], split) for split in ev.splits]
         kinds |= {d.verdict(miou["LC"] - miou[other]).split(":")[0] for d in found}
     short = {"reproduced": "Yes", "in part": "In direction, not in size", "not": "No, LC is less accurate here", "not shown": "No difference shown"}
-    return f"{short[kinds.pop()] if len(kinds) == 1 else 'Not throughout'}.** {ev.label}. {_order(ev)}"
+    means = f", by means over {len(ev.profile.seeds)} seeds" * (found is means)
+    return f"{short[kinds.pop()] if len(kinds) == 1 else 'Not throughout'}.** {ev.label}{means}. {_order(ev)}"
 
 
 def _order(ev: Evidence) -> str:
@@ -195,7 +197,7 @@ def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
 def _scope(ev: Evidence) -> str:
     sizes = [record["parameters"] / 1e6 for name, record in ev.records.items() if name.startswith("initial")]
     reach = " to ".join(dict.fromkeys(f"{size:.2f}" for size in (min(sizes), max(sizes))))
-    weights = " Where *unbalanced* is not said, classes are balanced in training; the paper mentions no class weights."
+    weights = " What does not say *without class weights* is with them (classes are balanced in training); the paper mentions none."
     return (f"**How far does this reach?** Networks of {reach} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: "
             f"ImageNet), one seed where no mean is named.{weights * (ev.profile.train.balance != 'none')}"

@@ -26,7 +26,7 @@ CAUSES = {**{name: f"context missing at region borders ({k} cell{'s' * (k > 1)} 
           "lc-pretrained": "random weights at the start (pretrained on procedural images instead)",
           "lc-large": "small images (twice the sides instead)", "lc-wide": "a narrow network (twice the width instead)",
           "lc-full": f"a small network (the paper's width and depth instead, all in {sum(FULL)} epochs)",
-          "lc-unbalanced": "classes balanced by their frequency (all pixels weigh the same instead)",
+          "lc-unbalanced": "class weights (classes balanced by their frequency)",
           "lc-fast": "too low a learning rate", "lc-slow": "too high a learning rate", "lc-bn": "frozen batch norms",
           "lc-no-hs": "a loss on pixels that are wrong and confident (HS; left out instead)",
           "lc-everywhere": "cells left out of later stages (all are computed, easy ones get no loss)",
@@ -129,13 +129,13 @@ def account(ev: Evidence) -> str:
             whole, zeros = (variant(study, name) for name in ("everything", "zeros"))
             left = whole - draws(ev[DSN], f"confusions_{split}")
             parts.append(f"On {split} LC less the DSN is {words(total)} points.")
-            parts.append(f"Context that windows miss outside their region: {told(zeros - whole)}.")
+            parts.append(f"Context that convolutions and poolings miss outside their region: {told(zeros - whole)}.")
             parts.append(f"What remains if the same weights compute every cell, due to training and early decisions: {told(left)}.")
     if not parts:
         return f"The account needs `study-context`, LC and DSN: {MISSING}."
     by = by_clip(ev).T.get("LC's weights: zeros less every cell computed", {})
     clips = " By clip, missing context costs: " + "; ".join(f"{clip}, {lost}" for clip, lost in [*by.items()][:-1]) + "."
-    return " ".join(parts) + clips * bool(len(by))
+    return " ".join([f"Of {LC}, seed {ev.profile.seeds[0]}.", *parts]) + clips * bool(len(by))
 
 
 def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
