@@ -177,19 +177,21 @@ def test_the_summary_holds_the_first_page_in_numbers(house, monkeypatch):
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [
         {"device": where, "where": where, "key": ev["lc-0.985"]["key"], "rows": timed(factors)} for where, factors in
         {"network": [("old", (1.3, 2.1)), ("new", (1.4, 2.1))], "cascade": [("old", (1.1, 0.9))]}.get(kind, ())])
-    table, = summary.summary(ev)
+    gained, faster = summary.summary(ev)
+    assert gained.shape == faster.shape == (3, 4), "what has no accuracy, or no timing, has no row"
+    table = pd.concat([gained, faster], axis=1)
     paper, small, wide, full = (row.dropna() for _, row in table.iterrows())
     assert list(paper) == ["+1.21", "+1.69", "1.63x", "2.62x", "2.00x at rho = 0.95"] and list(full) == ["1.30x to 1.40x", "2.10x"]
     assert small["LC - IRNet, points, test"] == verdicts.difference(ev, "lc-0.985", "irnet", "test").short.replace(" points", "")
     assert list(small[4:]) == ["1.10x [1.10, 1.10]", "0.90x [0.90, 0.90]", "1.10x at rho = 0.985", "1.10x at rho = 0.985"]
     assert wide["LC - DSN, points, val"] == verdicts.gains(ev)[0][ev.label]["val"].iloc[-1] and "LC - IRNet, points, val" not in wide
-    assert list(table.index) == ["the paper: VOC12, 35.5 M parameters, Titan X", "with class weights, 1/4 of its width (1.0 M parameters), one seed: lc-0.985",
-                                 "without class weights, 1/2 of its width (1.0 M parameters), 2 seeds: lc-wide-unbalanced",
+    assert list(table.index) == ["the paper: VOC12, 35.5 M parameters, Titan X", "with class weights, 1/4 of its width (1.0 M), one seed: lc-0.985",
+                                 "without class weights, 1/2 of its width (1.0 M), 2 seeds: lc-wide-unbalanced",
                                  "speed alone: the paper's width and depth, untrained, its pixel shares (ideal 3.00x)"]
     ev.records["irnet-wide-unbalanced"] = fake_record("camvid-lite", "irnet-wide-unbalanced")
     assert summary.summary(ev)[0]["LC - IRNet, points, val"].iloc[2].endswith(", 1 of them"), "fewer seeds than of the DSN"
     shapes = Evidence(profile("shapes"), {name: fake_record("shapes", name, parameters=1_000_000) for name in ("dsn", "lc-0.985")})
-    assert [list(frame.index)[0] for frame in summary.summary(shapes)] == [table.index[0], "without class weights, 1/8 of its width (1.0 M parameters), one seed: lc-0.985"]
+    assert [list(frame.index)[0] for frame in summary.summary(shapes)] == [table.index[0], "without class weights, 1/8 of its width (1.0 M), one seed: lc-0.985", *table.index[[0, 3]]]
     assert summary.summary(Evidence(profile("smoke"), {})) == []
 
 

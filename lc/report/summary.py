@@ -14,7 +14,7 @@ SETTINGS = f"lc-{BEST_RHO}", "lc-unbalanced", "lc-wide-unbalanced", "lc-wide-unb
 
 def summary(ev: Evidence) -> list[pd.DataFrame]:
     """LC minus DSN and minus IRNet in points of mIoU, LC's speed-up at the paper's two rho, and its greatest where it is equal to the DSN: the
-    paper's, of each of SETTINGS that is here, and of the full network. One table where ours may stand beside the paper's."""
+    paper's, of each of SETTINGS that is here, and of the full network. A table of accuracy and one of speed, the paper's apart where it must be."""
     if ev.profile.tier == "smoke":
         return []
     miou, timed, equal, ours = printed("2")["mIoU"], timings(ev), equal_accuracy(ev), {}
@@ -31,7 +31,9 @@ def summary(ev: Evidence) -> list[pd.DataFrame]:
         full.rename(columns={"speedup": "speed-up", "speedup_low": "lower", "speedup_high": "upper"}))
     head = f"the paper: VOC12, {published('6', 'IRNet-LC', 'params').value:g} M parameters, Titan X"
     frame = pd.DataFrame({head: {**dict.fromkeys(next(iter(ours.values()))), **paper}, **ours}).T
-    return [frame] if ev.comparable else [frame.iloc[:1], frame.iloc[1:]]
+    gains = frame.columns.str.startswith("LC - ")
+    apart = lambda whole: [whole] if ev.comparable else [whole.iloc[:1], whole.iloc[1:]]
+    return [part for columns in (gains, ~gains) for part in apart(frame.loc[:, columns].dropna(how="all"))]
 
 
 def _equal_on(split: str) -> str:
@@ -45,7 +47,7 @@ def _setting(record: Record, seeds: int) -> str:
     width = "the paper's width" if config["model"]["width"] == 1 else f"{Fraction(config['model']['width']).limit_denominator(64)} of its width"
     features = ", reading features at a region's border" * (config["model"]["reading"] == "features")
     of = f"{seeds} seeds" if seeds > 1 else "one seed"
-    return f"{weights} class weights, {width} ({record['parameters'] / 1e6:.1f} M parameters){features}, {of}"
+    return f"{weights} class weights, {width} ({record['parameters'] / 1e6:.1f} M){features}, {of}"
 
 
 def _gains(ev: Evidence, name: str) -> tuple[dict[str, str | None], int]:
