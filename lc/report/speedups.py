@@ -142,7 +142,7 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["cascade", "rho", "where"]))
 
 
-def _spelt(row: pd.Series) -> str:
+def spelt(row: pd.Series) -> str:
     """A speed-up of `equal_accuracy` with its quartiles."""
     return f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]"
 
@@ -165,7 +165,7 @@ def _equal(ev: Evidence) -> list[str]:
         same, best = table[table[f"equal ({split})"] == "yes"], "none is shown equal"
         if len(same):
             (name, rho, where), row = same["lower"].idxmax(), same.loc[same["lower"].idxmax()]
-            best = (f"the fastest is {name} at rho = {rho} (LC - DSN {row[LOSS[split]]}): {_spelt(row)} over {row['dense form']}"
+            best = (f"the fastest is {name} at rho = {rho} (LC - DSN {row[LOSS[split]]}): {spelt(row)} over {row['dense form']}"
                     f"{'' if row['lower'] > 1 else ', not faster'}, ideal {row['ideal']:.2f}x ({where})")
         found[split] = "yes" if (same["lower"] > 1).any() else "no"
         parts.append(f"On {split} {best}.")
@@ -186,7 +186,7 @@ def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
         if pd.isna(shown.get(LOSS["test"], "")):
             shown[LOSS["test"]] = f"{words(gain(ev, name, entries[name].control or METHODS['DSN'], 'test'))} (at {BEST_RHO})"
         rows[f"{name}: {where}"] = {"rho": at[1], **shown, **row[["equal (val)"]],
-                                    "speed-up": _spelt(row), "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]]}
+                                    "speed-up": spelt(row), "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]]}
     return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
 
 

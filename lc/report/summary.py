@@ -6,7 +6,7 @@ import pandas as pd
 from lc.experiments import BEST_RHO, catalogue
 from lc.paper import published
 from lc.records import Record
-from lc.report.speedups import equal_accuracy, fastest, paper_equal, paper_speedups, span, timings
+from lc.report.speedups import equal_accuracy, fastest, paper_equal, paper_speedups, span, spelt, timings
 from lc.report.tables import METHODS, Evidence, over_seeds, printed, seed_gains, words
 
 SETTINGS = f"lc-{BEST_RHO}", "lc-unbalanced", "lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full"
@@ -64,5 +64,5 @@ def _gains(ev: Evidence, name: str) -> tuple[dict[str, str | None], int]:
 def _factors(timed: pd.DataFrame) -> dict[str, str | None]:
     """Speed-ups at the paper's two rho: with quartiles, or of several machines the span."""
     at = {float(rho): rows for rho, rows in timed.groupby("rho")} if len(timed) else {}
-    quartiles = lambda rows: f" [{rows['lower'].iloc[0]:.2f}, {rows['upper'].iloc[0]:.2f}]" if len(rows) == 1 else ""
-    return {f"speed-up, rho = {rho:g}": span(at[rho]["speed-up"]) + quartiles(at[rho]) if rho in at else None for rho in paper_speedups()}
+    told = lambda rows: spelt(rows.iloc[0]) if len(rows) == 1 else span(rows["speed-up"])
+    return {f"speed-up, rho = {rho:g}": told(at[rho]) if rho in at else None for rho in paper_speedups()}
