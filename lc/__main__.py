@@ -103,13 +103,12 @@ def run(args) -> None:
     runs.run_all(due, args.data, device, args.workers, args.jobs)
     device = _device(args.device, timing=True)
     for kind in timings:
-        cascade = experiments.CASCADES.get(kind)
-        if cascade is None:
+        if kind == "systems":
             print(bench.systems(name, device=device, thorough=False))
-        elif runs.weights_path(cascade, experiments.experiment(name, cascade).run) is None:
-            print(f"{cascade} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {cascade}`")
+        elif runs.weights_path(kind, experiments.experiment(name, kind).run) is None:
+            print(f"{kind} is not timed: its record came without its weights; train it with `python -m lc run --profile {name} {kind}`")
         else:
-            print(trained.run(name, cascade, args.data, device, thorough=False))
+            print(trained.run(name, kind, args.data, device, thorough=False))
 
 
 def train(args) -> None:

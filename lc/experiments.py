@@ -24,9 +24,8 @@ BEST_RHO = "0.985"  # "used in all the following experiments" (Sec. 4.1)
 HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
 LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of changed networks and data: name behind lc-large; change
 FULL = (24, 6)  # epochs of the paper's network in a small profile, initial and cascade training: what 2 cores with AMX train in two hours
-CASCADES = {"cascade": f"lc-{BEST_RHO}", **{name: name for name in (  # timed: kind of the file, and run
-    *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in LARGER),
-    "lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full", "lc-full-halo-2")}}
+CASCADES = (f"lc-{BEST_RHO}", *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in LARGER),
+            "lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full", "lc-full-halo-2")  # the runs that are timed
 SEEDED = {"initial", "dsn", f"lc-{BEST_RHO}", "lc-halo-2", "lc-features", "dsn-dropout", "irnet", "mc",  # repeated with the other seeds
           "initial-wide", "dsn-wide", "lc-wide-features", "lc-unbalanced-halo-2",
           *(f"{row}-{what}" for what in ("unbalanced", "wide-unbalanced") for row in ("initial", "dsn", "lc")),
@@ -166,7 +165,7 @@ def _paper(p: Profile) -> list[Experiment]:
 
 def _changed(name: str, title: str, run: RunConfig, control: str = "dsn") -> Experiment:
     """A run with one thing of LC, or of the DSN, changed; one that is timed is also evaluated at every other rho."""
-    return Experiment(name, title, run, sweep=name in CASCADES.values(), group="why", control=control)
+    return Experiment(name, title, run, sweep=name in CASCADES, group="why", control=control)
 
 
 def _why(p: Profile) -> list[Experiment]:
@@ -266,7 +265,7 @@ def _networks(p: Profile) -> list[Experiment]:
 
 def _seeds(p: Profile, entries: list[Experiment]) -> list[Experiment]:
     """The runs of SEEDED from other seeds."""
-    return [Experiment(f"{e.name}-seed-{seed}", f"{e.name}, seed {seed}", _seeded(e.run, seed), sweep=e.name in CASCADES.values())
+    return [Experiment(f"{e.name}-seed-{seed}", f"{e.name}, seed {seed}", _seeded(e.run, seed), sweep=e.name in CASCADES)
             for seed in p.seeds[1:] for e in entries if e.name in SEEDED]
 
 

@@ -103,7 +103,7 @@ def missing(profile_name: str) -> list[Experiment]:
 def bench_missing(profile_name: str) -> list[str]:
     """The timings of a profile, its cascades' and its systems', of which there is no file, of any device."""
     made = {json.loads(path.read_text())["kind"] for path in (paths.results(profile_name) / "bench").glob("*.json")}
-    return [kind for kind, run in [*CASCADES.items(), ("systems", "initial")] if kind not in made and run in catalogue(profile_name)]
+    return [kind for kind in (*CASCADES, "systems") if kind not in made and kind in {*catalogue(profile_name), "systems"}]
 
 
 def write(entry: Experiment, values: dict, arrays: dict, history: str = "") -> Record:

@@ -135,7 +135,7 @@ def _execute(entry: Experiment, root, device: torch.device, workers: int, folder
     model = load_model(entry.run, train.num_classes, folder / file, device)  # numbers are those of the weights on disk
     results = {split: evaluate(model, data, entry.run.rho) for split, data in splits.items()}
     arrays = {f"confusions_{split}": found.confusions.astype(np.int32) for split, found in results.items()}
-    swept = splits if entry.name.partition("-seed-")[0] in CASCADES.values() else ["val"]  # a timed one's rho is chosen on val, told on test
+    swept = splits if entry.name.partition("-seed-")[0] in CASCADES else ["val"]  # a timed one's rho is chosen on val, told on test
     sweep = {split: [evaluate(model, splits[split], float(rho)) for rho in columns("1", "mIoU")] for split in swept if entry.sweep}
     for split, found in sweep.items():
         arrays["sweep_confusions" + ("" if split == "val" else f"_{split}")] = np.stack([e.confusions for e in found]).astype(np.int32)

@@ -196,7 +196,7 @@ def test_a_cascade_without_weights_is_not_timed(monkeypatch, capsys):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(runs, "run_all", lambda *_: made.append(torch.backends.cudnn.benchmark))
     monkeypatch.setattr(records, "find", lambda entry: SimpleNamespace(stale=None))
-    monkeypatch.setattr(records, "bench_missing", lambda name: ["lc-wide", "cascade"])
+    monkeypatch.setattr(records, "bench_missing", lambda name: ["lc-wide", "lc-0.985"])
     monkeypatch.setattr(data, "SegmentationSet", lambda *_: None)
     monkeypatch.setattr(runs, "weights_path", lambda name, run: None if name == "lc-wide" else name)
     monkeypatch.setattr(trained, "run", lambda *given, **_: f"timed {given[1]} {torch.backends.cudnn.benchmark}")

@@ -175,9 +175,9 @@ def test_timings_that_are_missing(house):
     folder.mkdir(parents=True)
     large = [f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in ("", "-features", "-halo-2")]
     large += ["lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full", "lc-full-halo-2"]
-    assert records.bench_missing("camvid-lite") == ["cascade", "lc-halo-1", "lc-halo-2", "lc-halo-4", "lc-features", *large, "systems"]
+    assert records.bench_missing("camvid-lite") == ["lc-0.985", "lc-halo-1", "lc-halo-2", "lc-halo-4", "lc-features", *large, "systems"]
     assert not set(large) & set(records.bench_missing("camvid"))
-    for kind in ("cascade", "lc-halo-2-seed-1", "lc-halo-4", "lc-wide-features"):
+    for kind in ("lc-0.985", "lc-halo-2-seed-1", "lc-halo-4", "lc-wide-features"):
         (folder / f"{kind}-a-cpu.json").write_text(json.dumps({"kind": kind}))
     large.remove("lc-wide-features")
     assert records.bench_missing("camvid-lite") == ["lc-halo-1", "lc-halo-2", "lc-features", *large, "systems"]
@@ -223,7 +223,7 @@ def test_another_seed_is_that_of_all_a_run_begins_with():
     entries, plain = experiments.catalogue("camvid-lite"), lambda run: json.dumps(asdict(run))
     found = {name: name.split("-seed-") for name in entries if "-seed-" in name}
     assert len(found) == 2 * 24 and "dsn-dropout-seed-1" in found
-    timed = [name for name, (of, _) in found.items() if of in experiments.CASCADES.values()]
+    timed = [name for name, (of, _) in found.items() if of in experiments.CASCADES]
     assert "lc-0.985-seed-1" in timed and all(entries[name].sweep for name in timed), "what is timed is evaluated at every rho"
     for name, (of, seed) in found.items():
         assert plain(entries[name].run) == plain(entries[of].run).replace('"seed": 0', f'"seed": {seed}'), name

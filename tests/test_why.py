@@ -118,7 +118,7 @@ def test_seeds_have_a_mean(house):
     assert frame[ev.label]["val, by seed"].iloc[0] == f"{mean['seed 0'].split()[0]}, +0.00" and list(frame["paper"]["VOC12 val"]) == ["+1.21", "+1.69"]
     ev = evidence(dsn=0, lc_0p985=40, dsn_large=0, lc_large=40, lc_wide=40)
     found = verdicts.gains(ev)[0][ev.label]
-    larger = verdicts.difference(ev, "lc-large", "dsn-large", "val").short.replace(" points", "")
+    larger = tables.words(tables.gain(ev, "lc-large", "dsn-large", "val"))
     assert list(found.index) == ["LC - DSN", "LC - IRNet", "LC - DSN, images of their own size (lc-large; 8x9, 1.00 M parameters)"], "lc-wide lacks its DSN"
     assert found["val"].iloc[2] == larger and larger.startswith("+")
 
@@ -176,13 +176,13 @@ def test_the_summary_holds_the_first_page_in_numbers(house, monkeypatch):
     ev["lc-0.985"].values["sweep"] = [{"rho": rho, "miou": 0.5} for rho in (0.985, 0.8)]
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [
         {"device": where, "where": where, "key": ev["lc-0.985"]["key"], "rows": timed(factors)} for where, factors in
-        {"network": [("old", (1.3, 2.1)), ("new", (1.4, 2.1))], "cascade": [("old", (1.1, 0.9))]}.get(kind, ())])
+        {"network": [("old", (1.3, 2.1)), ("new", (1.4, 2.1))], "lc-0.985": [("old", (1.1, 0.9))]}.get(kind, ())])
     gained, faster = summary.summary(ev)
     assert gained.shape == faster.shape == (3, 4), "what has no accuracy, or no timing, has no row"
     table = pd.concat([gained, faster], axis=1)
     paper, small, wide, full = (row.dropna() for _, row in table.iterrows())
     assert list(paper) == ["+1.21", "+1.69", "1.63x", "2.62x", "2.00x at rho = 0.95"] and list(full) == ["1.30x to 1.40x", "2.10x"]
-    assert small["LC - IRNet, points, test"] == verdicts.difference(ev, "lc-0.985", "irnet", "test").short.replace(" points", "")
+    assert small["LC - IRNet, points, test"] == tables.words(tables.gain(ev, "lc-0.985", "irnet", "test"))
     assert list(small[4:]) == ["1.10x [1.10, 1.10]", "0.90x [0.90, 0.90]", "1.10x at rho = 0.985", "1.10x at rho = 0.985"]
     assert wide["LC - DSN, points, val"] == verdicts.gains(ev)[0][ev.label]["val"].iloc[-1] and "LC - IRNet, points, val" not in wide
     assert list(table.index) == ["the paper: VOC12, 35.5 M parameters, Titan X", "with class weights, 1/4 of its width (1.0 M), one seed: lc-0.985",
@@ -229,14 +229,14 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     rows[3]["speedup"] += 0.2  # at 0.985: faster by the median, not by the lower quartile
     others = [{**row, "speedup": 7} for row in rows]
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "key": ev[run]["key"], "rows": timed}
-                        for run, timed in {"cascade": [("lc-0.985", rows)], "lc-halo-4": [("lc-halo-4", rows), ("dsn", others)]}.get(kind, ())])
-    answer, worst = verdicts.answers(ev)[2], tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], same))
-    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("begins above -0.5 points, at a rho below 1, chosen on the split that is named. On val the fastest is lc-halo-4 at rho = 0.995 (LC - DSN +0.00 [+0.00, +0.00]): "
+                        for run, timed in {"lc-0.985": [("lc-0.985", rows)], "lc-halo-4": [("lc-halo-4", rows), ("dsn", others)]}.get(kind, ())])
+    answer, worst = verdicts.answers(ev)[2], tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], same)) + ", 1 seed"
+    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("begins above -0.5 points, at a rho below 1, chosen on the split that is named. On val the fastest is lc-halo-4 at rho = 0.995 (LC - DSN +0.00 [+0.00, +0.00], 1 seed): "
             "1.30x [1.30, 1.30] over folded, ideal 2.60x (a CPU, as set). The paper: 2.00x") in answer
     found = speedups.fastest_equal(ev)[0]
     assert list(found.index) == ["lc-0.985: a CPU, as set", "lc-halo-4: a CPU, as set"] and list(found["equal (val)"]) == ["no", "yes"] and found["rho"].iloc[1] == "0.995"
     assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 4:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
-    assert set(found[speedups.LOSS["test"]]) == {"+0.00 [+0.00, +0.00] (at 0.985)"}, "not swept on test"
+    assert set(found[speedups.LOSS["test"]]) == {"+0.00 [+0.00, +0.00] (at 0.985, 1 seed)"}, "not swept on test"
     loss = speedups.table(ev)[0]["LC - DSN, points (val)"]
     assert list(loss.xs("0.985", level="rho")) == ["+1.21", worst] and list(loss.xs("0.8", level="rho")) == ["-5.75", worst], "what the speed-up costs, beside it"
     table = speedups.equal_accuracy(ev)
@@ -258,9 +258,9 @@ def test_equal_accuracy_on_test_and_over_seeds(house, monkeypatch):
     rows = [{"rho": rho, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "computed": [1, 0.5, 0.3], "dense_form": "OpenVINO"} for rho in (0.995, 0.8)]
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": lc["key"], "rows": rows}] if kind == "lc-wide-features" else [])
     said = speedups._equal(ev)[0]
-    assert "No on val and yes on test.**" in said and "On val none is shown equal. On test the fastest is lc-wide-features at rho = 0.995 (LC - DSN +0.00 [+0.00, +0.00]): 2.00x" in said
+    assert "No on val and yes on test.**" in said and "On val none is shown equal. On test the fastest is lc-wide-features at rho = 0.995 (LC - DSN +0.00 [+0.00, +0.00], 1 seed): 2.00x" in said
     shown = speedups.fastest_equal(ev)[0].iloc[0]
-    assert shown["equal (val)"] == "no" and shown[speedups.LOSS["test"]] == "+0.00 [+0.00, +0.00]" and shown[speedups.LOSS["val"]].startswith("-")
+    assert shown["equal (val)"] == "no" and shown[speedups.LOSS["test"]] == "+0.00 [+0.00, +0.00], 1 seed" and shown[speedups.LOSS["val"]].startswith("-")
     for name, like in (("dsn-wide-seed-1", ev["dsn-wide"]), ("lc-wide-features-seed-1", lc)):
         ev.records[name] = fake_record("camvid-lite", name)
         ev.records[name].arrays.update(like.arrays)
@@ -277,8 +277,8 @@ def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
     for name in ("lc-0.985", "lc-wide"):
         ev[name].values["sweep"], ev[name].arrays["sweep_confusions"] = [{"rho": 0.8, "miou": 0.5}], ev["dsn-wide"].arrays["confusions_val"][None]
     rows = [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "computed": [1, 0.5, 0.3], "dense_form": "OpenVINO"}]
-    monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": ev[{"cascade": "lc-0.985"}.get(kind, kind)]["key"], "rows": rows}]
-                        if kind in ("cascade", "lc-wide") else [])
+    monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": ev[kind]["key"], "rows": rows}]
+                        if kind in ("lc-0.985", "lc-wide") else [])
     table = speedups.equal_accuracy(ev)
     assert dict(zip(table.index.get_level_values(0), table["equal (val)"])) == {"lc-0.985": "no", "lc-wide": "yes"} and set(table["dense form"]) == {"OpenVINO"}
     assert "Yes.**" in speedups._equal(ev)[0] and "lc-wide at rho = 0.8" in speedups._equal(ev)[0]
@@ -291,7 +291,7 @@ def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
     ((1.2, 1.5), (0.9, 1.1), "In part.", (3, 0)), ((0.8, 2.9), (0.9, 0.8), "In part.", (1, 1))])
 def test_the_answer_on_speed(house, monkeypatch, full, small, word, counts):
     """Yes only where every row reaches the paper's factor, No where none gained; the factors as spans over the networks."""
-    rows = {"network": full, "cascade": small}
+    rows = {"network": full, "lc-0.985": small}
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "that CPU", "where": "that CPU, as set", "rows": [
         {"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 3} for rho, v in zip((0.985, 0.8), rows[kind])]}] if kind in rows else [])
     monkeypatch.setattr(speedups, "cascade_files", lambda ev, kind: speedups.speed_files(kind))
@@ -321,7 +321,7 @@ def test_many_settings_are_one_sentence(house, monkeypatch):
     monkeypatch.setattr(speedups, "equal_accuracy", lambda ev: pd.DataFrame())
     assert [len(frame) for frame in speedups.table(ev)] == [2 + len(speedups.TIMED)]
     shapes = Evidence(profile("shapes"), {"dsn": fake_record("shapes", "dsn")})
-    assert [list(frame.index.get_level_values(0)) for frame in speedups.table(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "cascade"), (" without class weights", "lc-unbalanced"), (" of twice its width", "lc-wide"), (" of twice its width, without class weights", "lc-wide-unbalanced"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
+    assert [list(frame.index.get_level_values(0)) for frame in speedups.table(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "lc-0.985"), (" without class weights", "lc-unbalanced"), (" of twice its width", "lc-wide"), (" of twice its width, without class weights", "lc-wide-unbalanced"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
     assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
     monkeypatch.setattr(claims, "speed_files", lambda _: [])
     assert claims._fact("speed", "0.985", None) == ("open", "not run")

@@ -11,9 +11,9 @@ from lc.report.tables import METHODS, Evidence, draws, gain, interval, of_seeds,
 
 SMALL = 0.5  # points of mIoU
 LOSS = {split: f"LC - DSN, points ({split})" for split in ("val", "test")}
-TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares", "cascade": "trained cascade",  # kind of the file: what is timed
-         "lc-unbalanced": "trained cascade without class weights", "lc-wide": "trained cascade of twice its width",
-         "lc-wide-unbalanced": "trained cascade of twice its width, without class weights",
+TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares",  # kind of the file: what is timed
+         f"lc-{BEST_RHO}": "trained cascade", "lc-unbalanced": "trained cascade without class weights",
+         "lc-wide": "trained cascade of twice its width", "lc-wide-unbalanced": "trained cascade of twice its width, without class weights",
          "lc-full": "trained cascade of the paper's width and depth"}
 
 
@@ -33,10 +33,10 @@ def speed_files(kind: str, profile_name: str = "") -> list[dict]:
     return found
 
 
-def cascade_files(ev: Evidence, kind: str) -> list[dict]:
-    """`speed_files` of a trained cascade (a kind of lc.experiments.CASCADES) that is configured as its record is."""
-    record = ev.records.get(CASCADES[kind])
-    return [bench for bench in speed_files(kind, ev.profile.name) if record and bench["key"] == record["key"]]
+def cascade_files(ev: Evidence, name: str) -> list[dict]:
+    """`speed_files` of a trained cascade that is configured as its record is."""
+    record = ev.records.get(name)
+    return [bench for bench in speed_files(name, ev.profile.name) if record and bench["key"] == record["key"]]
 
 
 def system_times(profile_name: str, device: str | None = None) -> pd.DataFrame:
@@ -78,9 +78,10 @@ def paper_speedups() -> dict[float, float]:
 
 def timings(ev: Evidence) -> pd.DataFrame:
     """Every measured speed-up of LC at the paper's two rho: a row for each kind of TIMED, device, setting and rho."""
-    return pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in TIMED
-                         for bench in (speed_files(kind) if kind == "network" else cascade_files(ev, kind))
-                         for row in bench["rows"] if row["rho"] in paper_speedups()])
+    found = pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in TIMED
+                          for bench in (speed_files(kind) if kind == "network" else cascade_files(ev, kind))
+                          for row in bench["rows"] if row["rho"] in paper_speedups()])
+    return found.rename(columns={"speedup": "speed-up", "speedup_low": "lower", "speedup_high": "upper", "dense_form": "dense form"})
 
 
 def span(factors: pd.Series) -> str:
@@ -99,9 +100,9 @@ def answer(ev: Evidence) -> list[str]:
     timed = timings(ev)
     if timed.empty or ev.profile.tier == "smoke":
         return []
-    faster, reached = timed["speedup_low"] > 1, timed["speedup_high"] >= timed["rho"].map(paper_speedups())
+    faster, reached = timed["lower"] > 1, timed["upper"] >= timed["rho"].map(paper_speedups())
     spans = ", ".join(f"{span(at)} at rho = {rho:g} (paper: {paper_speedups()[rho]:.2f}x)"
-                      for rho, at in timed.groupby("rho", sort=False)["speedup"])
+                      for rho, at in timed.groupby("rho", sort=False)["speed-up"])
     word = "No" if not faster.any() else "In part" if not faster.all() else "Yes" if reached.all() else "In direction, not in size"
     full = (timed["kind"] == "network").sum()
     return [f"**Did the speed gain hold? {word}.** Plain LC is faster than the fastest dense form of its network in {faster.sum()} of {len(timed)} "
@@ -117,7 +118,8 @@ def _apart(ev: Evidence, name: str, control: str, split: str, i: int) -> tuple[f
     if not pairs or pairs[0][0] != name:
         return None, None, None
     mean = over_seeds([draws(ev[a], ev[a].arrays[counts][i]) - draws(ev[b], f"confusions_{split}") for a, b in pairs])
-    return mean[0], words(mean) + f", {len(pairs)} seeds" * (len(pairs) > 1), "yes" if interval(mean)[1] > -SMALL else "no"
+    seeds = f", {len(pairs)} seed{'s' * (len(pairs) > 1)}" * (len(ev.profile.seeds) > 1)
+    return mean[0], words(mean) + seeds, "yes" if interval(mean)[1] > -SMALL else "no"
 
 
 def equal_accuracy(ev: Evidence) -> pd.DataFrame:
@@ -125,9 +127,9 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
     images and width, of all its seeds, and whether it is `equal` (the whole interval above -SMALL); cells that stages 2 and 3 compute, the speed-up
     over its dense form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
     rows, entries = {}, catalogue(ev.profile.name)
-    for kind, name in CASCADES.items() if ev.profile.tier != "smoke" else ():
+    for name in CASCADES if ev.profile.tier != "smoke" else ():
         control = (entries[name].control or METHODS["DSN"]) if name in entries else ""
-        for bench in cascade_files(ev, kind) if control in ev.records else ():
+        for bench in cascade_files(ev, name) if control in ev.records else ():
             timed = {row["rho"]: row for row in bench["rows"]}
             for i, at in enumerate(ev[name]["sweep"]):
                 if at["rho"] == 1 or at["rho"] not in timed:
@@ -143,16 +145,21 @@ def equal_accuracy(ev: Evidence) -> pd.DataFrame:
 
 
 def spelt(row: pd.Series) -> str:
-    """A speed-up of `equal_accuracy` with its quartiles."""
+    """A speed-up of `equal_accuracy`, or of `timings`, with its quartiles."""
     return f"{row['speed-up']:.2f}x [{row['lower']:.2f}, {row['upper']:.2f}]"
 
 
+def _fastest(table: pd.DataFrame, split: str) -> tuple | None:
+    """Index of that row of `equal_accuracy` whose speed-up is greatest (by its lower quartile) of those equal on a split; None without one."""
+    same = table[table[f"equal ({split})"] == "yes"]
+    return same["lower"].idxmax() if len(same) else None
+
+
 def fastest(table: pd.DataFrame, split: str) -> str | None:
-    """The greatest speed-up (by its lower quartile) of rows of `equal_accuracy` that are equal on a split, and its rho; None if nothing tells."""
+    """The greatest speed-up of rows of `equal_accuracy` that are equal on a split, and its rho; None if nothing tells."""
     if not len(table) or table[f"equal ({split})"].isna().all():
         return None
-    same = table[table[f"equal ({split})"] == "yes"]
-    return f"{same.loc[at := same['lower'].idxmax(), 'speed-up']:.2f}x at rho = {at[1]}" if len(same) else "none shown equal"
+    return f"{table.loc[at, 'speed-up']:.2f}x at rho = {at[1]}" if (at := _fastest(table, split)) else "none shown equal"
 
 
 def _equal(ev: Evidence) -> list[str]:
@@ -162,12 +169,12 @@ def _equal(ev: Evidence) -> list[str]:
     if table.empty:
         return []
     for split in (split for split in ev.splits if table[f"equal ({split})"].notna().any()):
-        same, best = table[table[f"equal ({split})"] == "yes"], "none is shown equal"
-        if len(same):
-            (name, rho, where), row = same["lower"].idxmax(), same.loc[same["lower"].idxmax()]
+        best, found[split] = "none is shown equal", "no"
+        if at := _fastest(table, split):
+            (name, rho, where), row = at, table.loc[at]
+            found[split] = "yes" if row["lower"] > 1 else "no"
             best = (f"the fastest is {name} at rho = {rho} (LC - DSN {row[LOSS[split]]}): {spelt(row)} over {row['dense form']}"
                     f"{'' if row['lower'] > 1 else ', not faster'}, ideal {row['ideal']:.2f}x ({where})")
-        found[split] = "yes" if (same["lower"] > 1).any() else "no"
         parts.append(f"On {split} {best}.")
     word = " and ".join(f"{said} on {split}" for split, said in found.items()) if len({*found.values()}) > 1 else found["val"]
     return [f"**Is there a gain at equal accuracy? {word.capitalize()}.** Of all timed cascades; equal: the interval of LC less the DSN with its "
@@ -180,11 +187,10 @@ def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
     at the rho of its training where it is not swept there."""
     table, rows, entries = equal_accuracy(ev), {}, catalogue(ev.profile.name)
     for (name, where), part in table.groupby(level=[0, 2], sort=False):
-        same = part[part["equal (val)"] == "yes"]
-        at = same["lower"].idxmax() if len(same) else part["points"].idxmax()
+        at = _fastest(part, "val") or part["points"].idxmax()
         row, shown = part.loc[at], {LOSS[split]: part.loc[at, LOSS[split]] for split in ev.splits}
         if pd.isna(shown.get(LOSS["test"], "")):
-            shown[LOSS["test"]] = f"{words(gain(ev, name, entries[name].control or METHODS['DSN'], 'test'))} (at {BEST_RHO})"
+            shown[LOSS["test"]] = f"{words(gain(ev, name, entries[name].control or METHODS['DSN'], 'test'))} (at {BEST_RHO}, 1 seed)"
         rows[f"{name}: {where}"] = {"rho": at[1], **shown, **row[["equal (val)"]],
                                     "speed-up": spelt(row), "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]]}
     return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
@@ -197,15 +203,13 @@ def table(ev: Evidence) -> list[pd.DataFrame]:
     rows = {("the paper's frame rates, Titan X, VOC12", f"{rho:g}"): {"speed-up": f"{value:.2f}x", "ideal": None, "dense form": None,
                                                                       LOSS["val"]: f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}"}
             for rho, value in paper_speedups().items()}
-    for row in timings(ev).itertuples():
-        losses = lost.get((CASCADES.get(row.kind), f"{row.rho:g}", row.where), {})
-        rows[f"{named[row.kind]}: {row.where}", f"{row.rho:g}"] = {
-            "speed-up": f"{row.speedup:.2f}x [{row.speedup_low:.2f}, {row.speedup_high:.2f}]", "ideal": f"{row.ideal:.2f}x",
-            "dense form": row.dense_form, **{LOSS[split]: losses.get(LOSS[split]) for split in ev.splits}}
+    for _, row in timings(ev).iterrows():
+        losses = lost.get((row["kind"], f"{row['rho']:g}", row["where"]), {})
+        rows[f"{named[row['kind']]}: {row['where']}", f"{row['rho']:g}"] = {
+            "speed-up": spelt(row), "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]], **{LOSS[s]: losses.get(LOSS[s]) for s in ev.splits}}
     found = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["", "rho"]))
-    trained = found.index.get_level_values(0).str.startswith("trained")
-    parts = [found] if ev.comparable else [found[~trained], found[trained]]
-    return [part for part in parts if len(found) > 2 and len(part)]
+    apart = found.index.get_level_values(0).str.startswith("trained") & (not ev.comparable)
+    return [part for part in (found[~apart], found[apart]) if len(found) > 2 and len(part)]
 
 
 def speed_points(ev: Evidence, bench: dict) -> dict[str, pd.DataFrame]:

@@ -27,8 +27,7 @@ def summary(ev: Evidence) -> list[pd.DataFrame]:
         ours[f"{_setting(ev[name], seeds)}: {name}"] = gains | _factors(its.reset_index()) | equals
     full = timed[timed["kind"] == "network"] if len(timed) else timed
     ideals = ", ".join(f"{x:.2f}x" for x in dict.fromkeys(full["ideal"].round(2))) if len(full) else ""
-    ours["speed alone: the paper's width and depth, untrained, its pixel shares" + f" (ideal {ideals})" * bool(ideals)] = _factors(
-        full.rename(columns={"speedup": "speed-up", "speedup_low": "lower", "speedup_high": "upper"}))
+    ours["speed alone: the paper's width and depth, untrained, its pixel shares" + f" (ideal {ideals})" * bool(ideals)] = _factors(full)
     head = f"the paper: VOC12, {published('6', 'IRNet-LC', 'params').value:g} M parameters, Titan X"
     frame = pd.DataFrame({head: {**dict.fromkeys(next(iter(ours.values()))), **paper}, **ours}).T
     gains = frame.columns.str.startswith("LC - ")

@@ -1,14 +1,14 @@
 """Tables 3 to 6, the poster's and the slides': other systems beside LC, under one budget; and what of the paper is covered where.
 
 results/coverage.csv has a line for each table row and figure panel, with what it is made from, in one word each: a run or study of the
-catalogue; time:NAME, a row of the systems' timing file; poster:NAME, of the poster's; bench:cascade, LC's timing file; model, the network itself;
+catalogue; time:NAME, a row of the systems' timing file; poster:NAME, of the poster's; bench:NAME, of a cascade; model, the network itself;
 published, a row that is only quoted. Records that are missing leave their cells empty.
 """
 import pandas as pd
 
 from lc.report.claims import link
 from lc.experiments import BEST_RHO, SYSTEMS as OTHERS
-from lc.report.speedups import speed_files, system_times
+from lc.report.speedups import cascade_files, system_times
 from lc.report.tables import MISSING, Evidence, class_iou, gain, listed, paper_and_ours, percent, printed, variant, words
 
 LC = f"lc-{BEST_RHO}"
@@ -25,7 +25,7 @@ def missing(ev: Evidence, word: str) -> bool:
     if kind in ("time", "poster"):
         return name not in system_times(ev.profile.name if kind == "time" else "").index
     if kind == "bench":
-        return not speed_files(name, ev.profile.name)
+        return not cascade_files(ev, name)
     return kind not in ("model", "published") and kind not in ev.records
 
 

@@ -26,28 +26,22 @@ class Difference:
     split: str
 
     def __str__(self) -> str:
-        return f"{self.short} on {self.split} ({self.images} images)"
-
-    @property
-    def short(self) -> str:
-        """Without the split."""
-        return f"{self.value:+.2f} points [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.value:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] on {self.split} ({self.images} images)"
 
     def verdict(self, claimed: float, effect: bool = True) -> str:
         """One rule for all pages. Fixed before any run: a claimed effect counts by its sign, and only if the interval excludes zero; a claimed
         absence of effect (effect=False) only if it includes it. Added later, and only ever stricter: an effect counts in full if the interval
         reaches the claimed size, its absence if the interval stays within SMALL points."""
-        zero_inside = self.low <= 0 <= self.high
+        zero_inside, most = self.low <= 0 <= self.high, max(abs(self.low), abs(self.high))
         if not effect:
-            small = max(abs(self.low), abs(self.high)) <= SMALL
             if not zero_inside:
                 return "not: there is an effect"
-            return f"reproduced: less than {SMALL:g} points" if small else "not shown: the interval is wide"
+            return f"reproduced: less than {SMALL:g} points" if most <= SMALL else "not shown: the interval is wide"
         if zero_inside:
             return "not shown: the interval includes zero"
         if (self.value > 0) != (claimed > 0):
             return "not: the opposite is seen"
-        return "reproduced" if max(abs(self.low), abs(self.high)) >= abs(claimed) else "in part: the direction holds, the size does not"
+        return "reproduced" if most >= abs(claimed) else "in part: the direction holds, the size does not"
 
 
 def difference(ev: Evidence, a: str, b: str, split: str = "", seeds: bool = False) -> Difference | None:

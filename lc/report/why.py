@@ -200,7 +200,7 @@ def by_clip(ev: Evidence) -> pd.DataFrame:
     """Points on each of CLIPS, and on the last less on the first (images drawn apart): the timed cascades less their DSNs, means over the seeds that
     are here; and the same weights with zeros outside a region, or a halo of 2, less with every cell computed."""
     entries, clips, rows = catalogue(ev.profile.name), CLIPS.get(next(iter(ev.records.values()))["data"]["name"], {}), {}
-    for name in CASCADES.values() if clips else ():
+    for name in CASCADES if clips else ():
         gains = [[*seed_gains(ev, name, entries[name].control or DSN, *clip).values()] for clip in clips.values()]
         if seen := len(gains[0]):
             rows[f"{name} less its DSN" + f", mean of {seen} seeds" * (seen > 1)] = [over_seeds(found) for found in gains]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lc import runs
 from lc.cascade import LayerCascade
 from lc.data import SegmentationSet, to_input
-from lc.experiments import CASCADES, experiment
+from lc.experiments import experiment
 from lc.paper import columns
 from lc.speed import cost, exported, fast
 from lc.speed.opponents import dense_forms, difference, ready
@@ -21,8 +21,8 @@ from lc.speed.timing import alternate, blob, quartiles, undisturbed, write
 
 def run(profile_name: str, name: str, root, device: torch.device, images: int = 10, repeats: int = 5, target: Path | None = None,
         thorough: bool = True) -> Path:
-    """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run
-    (LC's: cascade). thorough: also opponents that need a compiler or `.[bench]`, and InputError where other processes keep the machine busy."""
+    """Time a trained cascade at the rho of Table 1 on validation images, one after the other; returns the file written, named after its run.
+    thorough: also opponents that need a compiler or `.[bench]`, and InputError where other processes keep the machine busy."""
     entry = experiment(profile_name, name)
     model, _ = runs.trained(profile_name, name, device)
     data = SegmentationSet(entry.run.data, "val", root)
@@ -31,7 +31,7 @@ def run(profile_name: str, name: str, root, device: torch.device, images: int = 
     values = {"experiment": name, "key": entry.run.key(), "profile": profile_name, "batch": 1, "size": list(inputs[0].shape[2:]),
               "images": len(inputs), "repeats": repeats, "warm_up": "one round over all images",
               "left_out": "reading, resizing, upsampling to labels", "absent": absent, "model": asdict(entry.run.model), "rows": rows}
-    return write(next((kind for kind, run in CASCADES.items() if run == name), name), device, values, target, profile_name)
+    return write(name, device, values, target, profile_name)
 
 
 def spread(images: int, count: int) -> list[int]:
