@@ -124,7 +124,7 @@ class MeanField(nn.Module):
     def _filters(image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Bilateral (N, P, P) and spatial (1, P, P) Gaussian kernels, each with the (., P, 1) scale that normalises it symmetrically."""
         n, _, h, w = image.shape
-        at = CRF_STRIDE * torch.cartesian_prod(torch.arange(h), torch.arange(w)).to(image)[None]
+        at = CRF_STRIDE * torch.cartesian_prod(*(torch.arange(side, device=image.device) for side in (h, w))).to(image)[None]
         seen = torch.cat([at.expand(n, -1, -1) / CRF_XY, image.flatten(2).mT / CRF_RGB], 2)
         found = []
         for points in (seen, at / CRF_NEAR):

@@ -114,7 +114,8 @@ class SegmentationSet:
     def decode(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Sample i from the disk; InputError names a file that does not fit."""
         image, label = shapes.sample(self.split, i) if self.spec.synthetic else _read(self.spec, *self.items[i])
-        return _rescale(image, label, self.config.scale)
+        size = tuple(round(side * self.config.scale) for side in label.shape[::-1])
+        return tuple(np.array(Image.fromarray(part).resize(size, how)) for part, how in ((image, Image.BILINEAR), (label, Image.NEAREST)))
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes that `read` starts from (synthetic sets: of the first eight samples)."""
@@ -173,14 +174,6 @@ def read_image(path: str | Path, mode: str | None = "RGB", upright: bool = False
         raise InputError(f"image not found: {path}") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise InputError(f"{path} is no image that can be read ({error}); give a PNG or JPEG file") from None
-
-
-def _rescale(image: np.ndarray, label: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    if scale == 1:
-        return image, label
-    size = (round(label.shape[1] * scale), round(label.shape[0] * scale))
-    return (np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)),
-            np.array(Image.fromarray(label).resize(size, Image.Resampling.NEAREST)))
 
 
 def to_input(image: np.ndarray | Tensor) -> Tensor:

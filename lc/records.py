@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -164,8 +165,8 @@ def modules(network: str, study: str = "") -> list[str]:
 
 def provenance(device: str, *more: str) -> dict:
     """Who made a number: commit, source (of `more` modules too), packages, machine."""
-    def git(*command: str) -> str:
-        return subprocess.run(["git", "-C", str(paths.ROOT), *command], capture_output=True, text=True).stdout.strip()
+    def git(*command: str) -> str | None:
+        return shutil.which("git") and subprocess.run(["git", "-C", str(paths.ROOT), *command], capture_output=True, text=True).stdout.strip()
 
     return {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": git("rev-parse", "HEAD") or "unknown",
             "dirty": bool(git("status", "--porcelain", "--", "lc")),

@@ -1,7 +1,7 @@
 """Training (Sec. 3.3): initial training, cascade training, and the comparisons of Table 2, all as lists of phases.
 
-A run is trained in one sweep over its phases; each epoch ends with a state on disk, so a run that was cut off goes on where
-it stopped, and gives the same bytes as one that was not.
+A run is trained in one sweep over its phases; a state is kept on disk, so a run that was cut off goes on where it was SAVED last, and gives the
+same bytes as one that was not.
 """
 import json
 import os
@@ -27,6 +27,8 @@ from lc.evaluate import evaluate
 from lc.networks import build
 from lc.region import Region
 from lc.region_conv import windows
+
+SAVED = 30  # seconds after which an epoch's end is kept on disk
 
 
 def stage_loss(fused: Tensor, handed: Tensor, label: Tensor, weight: Tensor | None = None, hard_above: float = 1.0) -> Tensor:
@@ -138,6 +140,8 @@ class Trainer:
         self.format = training_format(self.amp, self.device)
         self.model.to(self.device, memory_format=self.format)
         self.weight = median_frequency_weights(self.data).to(self.device) if self.run.train.balance == "median" else None
+        for i in range(len(self.data) if self.workers else 0):
+            self.data.read(i)  # into memory, where the loader's processes, which end with their epoch, find them
         self.samples = TrainingSamples(self.data, self.run.train, self.run.seed)
         self.steps = max(1, len(self.data) // min(self.run.train.batch_size, len(self.data)))  # per epoch
         self.history: list[dict] = []
@@ -146,7 +150,7 @@ class Trainer:
         state = self._load_state()
         done = state["epochs"] if state else 0
         total = sum(phase.epochs for phase in self.run.phases)
-        self.clock = time.perf_counter()
+        self.clock = self.saved = time.perf_counter()
         with tqdm(total=total * self.steps, initial=done * self.steps, desc=self.folder.name, unit="step", mininterval=2) as bar:
             first, learnt = 0, set()
             for phase in self.run.phases:
@@ -191,7 +195,8 @@ class Trainer:
                 set_trainable(self.model, phase, new_heads)
             self._log(row)
             bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_miou") if k in row})
-            self._save_state({"epochs": epoch + 1, **{k: v.state_dict() for k, v in parts.items() if v is not None}})
+            if last or time.perf_counter() - self.saved >= SAVED:
+                self._save_state({"epochs": epoch + 1, **{k: v.state_dict() for k, v in parts.items() if v is not None}})
 
     def _epoch(self, phase: Phase, epoch: int, optimizer, schedule, average, bar: tqdm) -> dict:
         torch.manual_seed(1_000_003 * self.run.seed + epoch)
@@ -231,13 +236,14 @@ class Trainer:
         about = {"history": self.history, "run": self.run.key(), "made_by": self.made_by, "seconds": self.seconds}
         torch.save({**state, **about}, target.with_suffix(".tmp"))
         os.replace(target.with_suffix(".tmp"), target)
+        self.saved = time.perf_counter()
 
     def _load_state(self) -> dict | None:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / "state.pt"
         if not target.exists():
             return None
-        state = torch.load(target, map_location=self.device)
+        state = torch.load(target, map_location="cpu")  # where AdamW reads its counts of steps at each of them
         if state.get("run") != self.run.key():
             raise InputError(f"{target} is the state of run {state.get('run', 'of an older version')}, this is run {self.run.key()}; give another "
                              f"folder (--out), or delete {target.parent}")

@@ -59,7 +59,7 @@ class Sums:
             rows, factors = torch.where(there := rows < missing, rows, 0), factors * there[:, None]
         shape = len(rows), *factors.shape[-2:]
         self.rows, self.factors = rows.int()[:, None].expand(shape).flatten(), factors.expand(shape).flatten()
-        self.first = torch.arange(0, len(self.rows), factors.shape[-1], dtype=torch.int32)
+        self.first = torch.arange(0, len(self.rows), factors.shape[-1], dtype=torch.int32, device=rows.device)
 
     def __call__(self, values: Tensor) -> Tensor:
         """(R, C) to (B k, C), the k of a set one behind the other."""

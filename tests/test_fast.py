@@ -96,6 +96,13 @@ def test_winograd_is_for_cpus(model):
     assert [fast_module.winograd.suits(conv.weight) for conv in (*wide.values(), copy.deepcopy(wide["cpu"]).half())] == [True, False, False]
 
 
+def test_sums_stay_on_their_device():
+    """Where each set of rows begins is said on the device of the rows: a GPU, of which this machine has a stand-in without values."""
+    rows, factors = torch.zeros(2, 3, dtype=torch.long, device="meta"), torch.ones(1, 3, device="meta")
+    sums = winograd.Sums(rows, factors, 5)
+    assert sums.rows.device == sums.factors.device == sums.first.device == rows.device
+
+
 @pytest.mark.parametrize("taps, size", [(1, 1), (3, 4), (7, 4)])
 def test_transforms_filter(taps, size):
     """Lavin and Gray's identity, in float64."""
@@ -304,6 +311,7 @@ def test_a_busy_machine_is_no_place_to_time(monkeypatch):
         monkeypatch.setattr(timing, "BUSY", 0.05)
         with pytest.raises(InputError, match="too noisy to tell: other processes used .* 0.05 allowed"):
             timing.undisturbed(calls, 100, torch.device("cpu"))
+        timing.undisturbed(calls, 3, torch.device("cpu"))  # too short for a clock that ticks every 10 ms
     finally:
         other.kill()
 
@@ -418,6 +426,27 @@ def test_cut_off_bench_goes_on(tmp_path):
     assert len(timed) == 8 + 3
 
 
+@pytest.mark.parametrize("error", [InputError("too noisy to tell"), torch.OutOfMemoryError("no memory")])
+def test_a_setting_that_fails_costs_no_other(tmp_path, error):
+    """The others are timed and kept, then what failed is told; the next call does that alone. Without any row there is no file."""
+    settings, timed, bad = [(dtype, 2, (8, 16)) for dtype in (torch.float32, torch.bfloat16)], [], [torch.float32, torch.bfloat16]
+    def rows_of(dtype, batch, size):
+        if dtype in bad:
+            raise error
+        timed.append(str(dtype)[6:])
+        return [{"dtype": timed[-1], "batch": batch, "size": size}], {}
+    call = lambda: timing.by_setting("region", timing.CPU, settings, rows_of, tmp_path / "x.json", repeats=3)
+    with pytest.raises(InputError, match=f"float32, batch 2, 8x16: {error}; bfloat16, batch 2, 8x16: {error}"):
+        call()
+    assert not (tmp_path / "x.json").exists()
+    bad.pop()
+    with pytest.raises(InputError, match=f"^float32, batch 2, 8x16: {error}$"):
+        call()
+    assert json.loads((tmp_path / "x.json").read_text())["left"] == ["float32, batch 2, 8x16"] and timed == ["bfloat16"]
+    bad.clear(), call()
+    assert timed == ["bfloat16", "float32"] and "left" not in json.loads((tmp_path / "x.json").read_text())
+
+
 def test_bench_of_several_processes(house, tmp_path, monkeypatch, capsys):
     """Medians over processes, the dense form that is fastest by them, and each process's speed-up over it; a noisy process is begun again, not for ever.
     A call goes on with the processes that another of the same code and arguments kept before it was cut off; processes that differ too much are not
@@ -519,7 +548,7 @@ def test_images_that_are_timed_are_different_ones():
 
 def test_bench_systems(tmp_path, monkeypatch):
     """Every system of a profile beside the others, the poster's networks at their size; LC only where its shares are known."""
-    monkeypatch.setattr(timing, "BUSY", -1.0)
+    monkeypatch.setattr(timing, "BUSY", -1.0), monkeypatch.setattr(timing, "SHORT", 0)
     with pytest.raises(InputError, match="too noisy to tell"):
         bench.systems("smoke", tmp_path / "x.json", repeats=1)
     values = json.loads(bench.systems("smoke", tmp_path / "x.json", repeats=1, thorough=False).read_text())

@@ -112,11 +112,31 @@ def test_resume_gives_the_same_bytes(tmp_path, monkeypatch, ema):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "_save_state", dying)
+    monkeypatch.setattr(training, "SAVED", 0)
     with pytest.raises(KeyboardInterrupt):
         fit(run, tmp_path / "cut")
     model, trainer = fit(run, tmp_path / "cut")
     assert len(calls) == 5 and [row["epoch"] for row in trainer.history] == [1, 2, 3, 4, 5]
     assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
+
+
+def test_states_are_kept_now_and_then(tmp_path, monkeypatch):
+    """After each phase, and after an epoch only where the last one is SAVED seconds old: on a GPU writing one takes as long as a third of an epoch."""
+    kept = []
+    monkeypatch.setattr(Trainer, "_save_state", lambda self, state: kept.append(state["epochs"]))
+    fit(run_config(Phase(2, 1e-3), Phase(3, 1e-3)), tmp_path)
+    assert kept == [2, 5]
+
+
+def test_loaders_processes_find_decoded_images(tmp_path, monkeypatch):
+    """Their epochs' processes would decode each image anew."""
+    decoded, decode = [], SegmentationSet.decode
+    monkeypatch.setattr(SegmentationSet, "decode", lambda self, i: decoded.append((self.split, i)) or decode(self, i))
+    monkeypatch.setattr(training, "epoch_loader", lambda samples, epoch, workers: decoded.append(workers) or sets.epoch_loader(samples, epoch))
+    fit(run_config(Phase(1, 1e-3)), tmp_path / "a", workers=1)
+    assert decoded[:5] == [*(("train", i) for i in range(4)), 1]
+    decoded.clear(), fit(run_config(Phase(1, 1e-3)), tmp_path / "b")
+    assert decoded[0] == 0, "without such processes an image is decoded when it is asked for"
 
 
 def test_training_learns_and_skips(tmp_path):

@@ -203,7 +203,7 @@ def _systems_rows(chosen: dict[str, tuple[ModelConfig, np.ndarray | None]], clas
     image, calls, found = torch.randn(1, 3, *size, device=device).to(memory_format=torch.channels_last), {}, {}
     for name, (config, left) in chosen.items():
         model = build(classes, **asdict(config)).eval().to(device, memory_format=torch.channels_last)
-        found[name], (sides, dense, _) = sum(p.numel() for p in model.parameters()), forms(model, image, compiled=False)
+        found[name], (sides, dense, _) = sum(p.numel() for p in model.parameters()), forms(model, image, False, left is not None)
         if left is None:
             calls |= {(name, form): call for form, call in dense.items()}
         else:
@@ -219,9 +219,8 @@ def training(target: Path | None = None, device: torch.device = CPU, repeats: in
              **architecture) -> Path:
     """A step of cascade training of the full IRNet-LC, with the paper's mini-batch of 8 (Sec. 3.1), at the pixel shares of Table 1, against a DSN
     step (all stages on all pixels, the same losses): the whole step, and stages 2 and 3 alone (forward, losses, gradients down to stage 1's output;
-    head 1, which says where they begin, runs on both sides). Batch norm is fixed (Sec. 3.1). On a GPU in bfloat16, as trainings there, and against
-    torch.compile too (on a CPU that took minutes to compile a small network, and made it no faster). Regions change from step to step
-    (`paper_regions`); on a GPU, where kernels are picked by trying them, all were met before the clock starts, as most have been in a training."""
+    head 1, which says where they begin, runs on both sides). Batch norm is fixed (Sec. 3.1). On a GPU in bfloat16, and against torch.compile too.
+    Regions change from step to step (`paper_regions`); on a GPU, where kernels are picked by trying them, all are met before the clock starts."""
     torch.manual_seed(0)
     rows, absent, grid, phase = [], {}, tuple(side // STRIDE for side in size), Phase(freeze_bn=True)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -91,9 +91,7 @@ def frames(bench: dict, *parts: str) -> list[pd.DataFrame]:
     rows["active"] = [", ".join(f"{100 * v:.0f} %" for v in np.atleast_1d(active)) for active in rows["active"]]
     index = pd.MultiIndex.from_frame(rows[[key for key in ("network", "layer", "rho", "active") if key in rows]].astype(str))
     for part in (part for part in parts if part in rows):
-        frame = pd.DataFrame(rows[part].tolist()).set_axis(index)
-        if part == "stage_ms":  # lists, not dictionaries
-            frame.columns = [f"stage {i + 1}" for i in frame]
+        frame = pd.DataFrame(rows[part].tolist()).set_axis(index).rename(columns=lambda key: f"stage {key + 1}" if part == "stage_ms" else key)
         found.append(frame / 2**20 if part == "peak_bytes" else frame)
         found[-1].attrs["caption"] = f"{bench['where']}: {CAPTIONS[part]}"
     return found

@@ -24,7 +24,7 @@ from lc.speed import cost
 
 CPU = torch.device("cpu")
 NOISY = 0.06  # interquartile range / (median x root of rounds), of the dense side and of the speed-up, above which a machine is too noisy to tell
-BUSY = 0.2  # cores that other processes may use meanwhile
+BUSY, SHORT = 0.2, 0.5  # cores that other processes may use meanwhile; seconds that are too few to tell
 
 
 def write(kind: str, device: torch.device, values: dict, target: Path | None, profile_name: str = "") -> Path:
@@ -54,9 +54,9 @@ def file_of(kind: str, device: torch.device, profile_name: str = "") -> Path:
 
 
 def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: Callable, target: Path | None, **values) -> Path:
-    """`write`, after each (dtype, batch, size) of settings, with the rows and the absent opponents that rows_of gives. A call that is cut off
-    loses one setting: its file names those that are left, and the next call of the same code, device and values goes on with them."""
-    target, rows, absent = target or file_of(kind, device), [], {}
+    """`write`, after each (dtype, batch, size) of settings, with the rows and the absent opponents that rows_of gives. The file names settings left
+    by a call that was cut off, or that failed (noise, memory: InputError, once the others are timed); the next of this code and values does them."""
+    target, rows, absent, failed = target or file_of(kind, device), [], {}, {}
     spelt = {f"{str(dtype)[6:]}, batch {batch}, {'x'.join(map(str, size))}": (dtype, batch, size) for dtype, batch, size in settings}
     left, found = list(spelt), json.loads(target.read_text()) if target.exists() else {}
     same = {**values, **{key: provenance(device)[key] for key in ("source_hash", "device")}}
@@ -64,18 +64,24 @@ def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: 
         left, rows, absent = found["left"], found["rows"], found["absent"]
         print(f"{target} was cut off; left: {'; '.join(left)}")
     while left:
-        more, missing = rows_of(*spelt[left.pop(0)])
-        rows, absent = [*rows, *more], absent | missing
+        setting = left.pop(0)
+        try:
+            more, missing = rows_of(*spelt[setting])
+        except (InputError, RuntimeError) as error:
+            more, missing, failed[setting] = [], {}, str(error)
+        rows, absent, still = [*rows, *more], absent | missing, [*failed, *left]
         dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in rows))
-        write(kind, device, {"dtype": dtypes, **values, "absent": absent, "rows": rows, **({"left": left} if left else {})}, target)
+        if rows:
+            write(kind, device, {"dtype": dtypes, **values, "absent": absent, "rows": rows, **({"left": still} if still else {})}, target)
+    if failed:
+        raise InputError("; ".join(f"{setting}: {said}" for setting, said in failed.items()))
     return target
 
 
 def pooled(arguments: list[str], processes: int, device: torch.device, target: Path | None) -> Path:
-    """Run `lc bench` with these arguments in so many processes, one after the other, and write the medians of what they measured: a process may be 5
-    to 10 % faster or slower than the next in all that it does (results/NOTES.md), which no number of rounds shows. One that finds the machine busy is
-    begun again; InputError once that has happened more than half as often as processes are needed, if one fails otherwise, or if they differ too much
-    (`compare`). After a call that was cut off, the next of the same commit goes on with the processes it has kept."""
+    """Run `lc bench` with these arguments in so many processes, one after the other, and write the medians of what they measured: one may be faster
+    by 5 to 10 % in all that it does (results/NOTES.md). One that finds the machine busy is begun again; InputError once that happened more than half
+    as often as processes are needed, if one fails otherwise, or if they differ too much (`compare`). A call that was cut off is gone on with."""
     made, refused = provenance(device), 0
     folder = paths.folder(paths.build("bench") / file_of("-".join([*arguments, made["commit"][:10], made["source_hash"]]), device).stem)
     whole = lambda: [file for path in sorted(folder.glob("*.json")) if "left" not in (file := json.loads(path.read_text()))]
@@ -156,12 +162,12 @@ def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
 
 
 def undisturbed(contestants: dict, repeats: int, device: torch.device) -> dict[object, np.ndarray]:
-    """`alternate`; InputError if other processes kept more than BUSY cores busy meanwhile: they slow some thread pools more than others."""
-    own = psutil.Process()
+    """`alternate`; InputError if others kept more than BUSY cores busy: they slow some thread pools more than others."""
+    own, began = psutil.Process(), cost.now(CPU)
     psutil.cpu_percent(), own.cpu_percent()  # both count from here
     found = alternate(contestants, repeats, device)
     busy = (psutil.cpu_percent() * psutil.cpu_count() - own.cpu_percent()) / 100
-    if busy > BUSY:
+    if busy > BUSY and cost.now(CPU) - began > SHORT:
         raise InputError(f"this machine is too noisy to tell: other processes used {busy:.2f} cores, {BUSY:g} allowed; "
                          "run it again when nothing else runs")
     return found

@@ -86,14 +86,14 @@ def taking_turns(sides: dict[str, nn.Module], dense: dict[str, Callable], images
 
 
 @torch.no_grad()
-def forms(model: LayerCascade, image: Tensor, compiled: bool) -> tuple[dict[str, nn.Module], dict[str, Callable], dict[str, str]]:
-    """The cascade's forms, calls of the dense network's on the image, and what is absent; those of a cascade are compared with the plain modules.
-    compiled: see dense_forms."""
+def forms(model: LayerCascade, image: Tensor, compiled: bool, cascade: bool = True) -> tuple[dict[str, nn.Module], dict[str, Callable], dict]:
+    """The cascade's forms (its own alone, unless `cascade`), calls of the dense network's on the image, and what is absent; those of a cascade are
+    compared with the plain modules. compiled: see dense_forms."""
     sides, folded = {"PyTorch": fast.prepare(model)}, fast.fold(model).to(memory_format=torch.channels_last)
     dense, absent = dense_forms(cost.dense(folded), image, compiled)
     dense["all active"] = partial(cost.dense(sides["PyTorch"]), image)
     name, make = ("CUDA graph", partial(on_device, compiled=compiled)) if image.is_cuda else ("ONNX Runtime", exported.Exported)
-    if name in dense:
+    if name in dense and cascade:
         made, missing = ready({f"LC, {name}": lambda: partial(make(model), image)})
         sides, absent = sides | {name: call.func for call in made.values()}, absent | missing
     if len(model.heads) > 1:  # SegNet, which has one, unpools by indices that rounding may change
