@@ -30,7 +30,7 @@ SEEDED = {"initial", "dsn", f"lc-{BEST_RHO}", "lc-halo-2", "lc-features", "dsn-d
           "initial-wide", "dsn-wide", "lc-wide-features", "lc-unbalanced-halo-2",
           *(f"{row}-{what}" for what in ("unbalanced", "wide-unbalanced") for row in ("initial", "dsn", "lc")),
           "lc-unbalanced-features", "lc-wide-unbalanced-features", "irnet-wide-unbalanced",
-          *(f"{row}-unbalanced" for row in ("irnet", "mc", "dsn-dropout"))}
+          *(f"{row}-unbalanced" for row in ("irnet", "dsn-dropout"))}
 STUDIES = {  # function, and split if it is not val: the module that holds it, title
     "difficulty": ("studies", "easy, moderate and extremely hard pixels (Fig. 1)"), "context": ("studies", "what a region reads outside itself"),
     "context-test": ("studies", "what a region reads outside itself, on test images"),
