@@ -67,7 +67,7 @@ def by_setting(kind: str, device: torch.device, settings: list[tuple], rows_of: 
         setting = left.pop(0)
         try:
             more, missing = rows_of(*spelt[setting])
-        except (InputError, RuntimeError) as error:
+        except (InputError, torch.OutOfMemoryError) as error:
             more, missing, failed[setting] = [], {}, str(error)
         rows, absent, still = [*rows, *more], absent | missing, [*failed, *left]
         dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in rows))
