@@ -25,7 +25,8 @@ HALOS = {f"lc-halo-{k}": k for k in (1, 2, 4)}  # in cells
 LARGER = {"": {}, "-features": {"reading": "features"}, "-halo-2": {"halo": 2}}  # LC of changed networks and data: name behind lc-large; change
 FULL = (24, 6)  # epochs of the paper's network in a small profile, initial and cascade training: what 2 cores with AMX train in two hours
 CASCADES = (f"lc-{BEST_RHO}", *HALOS, "lc-features", *(f"lc-{what}{key}" for what in ("large", "wide", "unbalanced") for key in LARGER),
-            "lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full", "lc-full-halo-2")  # the runs that are timed
+            *(f"lc-{what}{key}" for what in ("wide-unbalanced", "full-unbalanced") for key in ("", "-features")),
+            "lc-full", "lc-full-halo-2")  # the runs that are timed
 SEEDED = {"initial", "dsn", f"lc-{BEST_RHO}", "lc-halo-2", "lc-features", "dsn-dropout", "irnet", "mc",  # repeated with the other seeds
           "initial-wide", "dsn-wide", "lc-wide-features", "lc-unbalanced-halo-2",
           *(f"{row}-{what}" for what in ("unbalanced", "wide-unbalanced") for row in ("initial", "dsn", "lc")),
@@ -201,17 +202,18 @@ def _pretrained(p: Profile) -> list[Experiment]:
 
 def _larger(p: Profile) -> list[Experiment]:
     """DSN and LC with larger images, twice the channels, the paper's network, where the profile shrinks them; without class weights,
-    and that with twice the channels."""
+    and that with twice the channels and with the paper's network."""
     initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
     wide, same = replace(p.model, width=2 * p.model.width), replace(p.train, balance="none")
     smaller, full = p.data.name != "shapes" and p.model.width < 1, PROFILES["camvid"]
+    paper, tuned = replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)), {"epochs": FULL[1], "lr": full.cascade_lr}
+    read = {key: LARGER[key] for key in ("", "-features")}
     changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
                ("wide", "twice the width", replace(initial, model=wide), LARGER, {}),
-               ("full", "the paper's network", replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)),
-                {"": {}, "-halo-2": {"halo": 2}}, {"epochs": FULL[1], "lr": full.cascade_lr}),
+               ("full", "the paper's network", paper, {key: LARGER[key] for key in ("", "-halo-2")}, tuned),
                ("unbalanced", "without class weights", replace(initial, train=same), LARGER, {}),
-               ("wide-unbalanced", "twice the width, without class weights", replace(initial, model=wide, train=same),
-                {key: LARGER[key] for key in ("", "-features")}, {})]
+               ("wide-unbalanced", "twice the width, without class weights", replace(initial, model=wide, train=same), read, {}),
+               ("full-unbalanced", "the paper's network, without class weights", replace(paper, train=same), read, tuned)]
     return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
 
 
