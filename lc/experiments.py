@@ -218,15 +218,17 @@ def _larger(p: Profile) -> list[Experiment]:
 
 
 def _unbalanced(p: Profile) -> list[Experiment]:
-    """The rest of Tables 1 and 2 without balanced classes, which the paper does not balance, and IRNet of twice the channels so; `_larger` has LC and
-    its DSN."""
-    pair = {e.run for e in _larger(p) if "unbalanced" in e.name}
+    """The rest of Tables 1 and 2 without balanced classes, which the paper does not balance, and so IRNet of twice the channels and of the paper's
+    size; `_larger` has LC and its DSN."""
+    pair, full = {e.run for e in _larger(p) if "unbalanced" in e.name}, PROFILES["camvid"]
     same = replace(p, train=replace(p.train, balance="none"))
-    rest = [e for e in _paper(same) if not e.study and e.run not in pair] if pair else []
-    wide = [e for e in _paper(replace(same, model=replace(p.model, width=2 * p.model.width))) if e.name == "irnet"] if pair else []
+    wide = replace(same, model=replace(p.model, width=2 * p.model.width))
+    paper = replace(same, model=full.model, epochs=FULL[0], cascade_epochs=FULL[1], lr=full.lr, cascade_lr=full.cascade_lr)
     return [replace(e, name=f"{e.name}-{key}", title=f"{e.title}, {title}", cells=(), publish=False, sweep=False)
-            for key, title, some in (("unbalanced", "without class weights", rest),
-                                     ("wide-unbalanced", "twice the width, without class weights", wide)) for e in some]
+            for key, title, like, only in (("unbalanced", "without class weights", same, ()),
+                                           ("wide-unbalanced", "twice the width, without class weights", wide, ("irnet",)),
+                                           ("full-unbalanced", "the paper's network, without class weights", paper, ("irnet",)))
+            for e in _paper(like) if pair and not e.study and e.run not in pair and (e.name in only or not only)]
 
 
 def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:
