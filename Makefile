@@ -1,5 +1,7 @@
 # Deep Layer Cascade. `make help` lists the targets; settings are given as NAME=value.
-#   PROFILE   data set, network and budget (default: voc12 with a GPU of 24 GB, else shapes)
+#   PROFILE   data set, network and budget (default of reproduce and data: voc12 with a GPU of 24 GB, else shapes; of book and
+#             notebook: the best that has committed records)
+#   NB, RHO   chapter and threshold of `make notebook`; ARCHIVES: files you fetched, for `make data`
 #   LC_DATA   folder that holds the data sets (default: data)
 #   PYTHON    the Python that .venv is made from, 3.11.4 to 3.13 (default: python3)
 SHELL := /bin/sh

@@ -200,11 +200,11 @@ def video(args) -> None:
 
 def table(args) -> None:
     """Print a table of the paper beside ours; "readme" renews the numbers in README.md."""
-    from lc.report import readme, tables
+    from lc.report import summary, tables
     if args.table == "readme":
         head, _, rest = (paths.ROOT / "README.md").read_text().partition(NUMBERS[0])
         tail = rest.partition(NUMBERS[1])[2]
-        block = readme.block(tables.evidence(args.profile or SHOWN))
+        block = summary.block(tables.evidence(args.profile or SHOWN))
         records.write_whole(paths.ROOT / "README.md", f"{head}{NUMBERS[0]}\n{block}\n{NUMBERS[1]}{tail}".encode())
         return
     frames = {"1": tables.rho_table, "2": tables.methods}
@@ -274,7 +274,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{option}", help=f"of `{'`, `'.join(kinds)}`: {meaning}", **values)
     sub.add_argument("--repeats", type=int, help="rounds of a process after its warm-up (default: 1 to 15, by kind)")
     sub.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # one process of several
-    sub.add_argument("--json", type=Path, metavar="FILE")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="default: results/[PROFILE/]bench/KIND-DEVICE.json, in place of what is there")
     photos, film = (add(call, "profile", "device", "rho", "experiment", "weights", "height", "out") for call in (predict, video))
     photos.add_argument("images", nargs="+")
     film.add_argument("source", type=Path)

@@ -19,7 +19,7 @@ from lc.cascade import LayerCascade
 from lc.config import RunConfig
 from lc.data import SPECS, SegmentationSet, Spec
 from lc.errors import InputError
-from lc.evaluate import Evaluation, evaluate
+from lc.evaluate import evaluate
 from lc.experiments import CASCADES, STUDIES, Experiment, catalogue, experiment, profile
 from lc.machine import alone_in, device_name, end_with_parent, keep_memory, threads
 from lc.paper import columns
@@ -195,8 +195,3 @@ def _keep_examples(profile_name: str, data: SegmentationSet) -> None:
     arrays = {f"{what}{n}": part for n, i in enumerate(picks) for what, part in zip(("image", "label"), data.read(i))}
     np.savez_compressed(packed, names=np.array([data.name(i) for i in picks]), **arrays)
     records.write_whole(target, packed.getvalue())
-
-
-def evaluate_at(profile_name: str, name: str, rho: float, root=None, device: torch.device | str = "cpu") -> Evaluation:
-    """A finished run's weights evaluated on the validation split at another rho; for notebooks, leaves no record."""
-    return evaluate(trained(profile_name, name, device)[0], SegmentationSet(experiment(profile_name, name).run.data, "val", root), rho)

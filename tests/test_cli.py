@@ -53,10 +53,10 @@ def test_default_profile_says_why(monkeypatch):
 def test_readme_numbers_are_of_the_committed_profile(monkeypatch):
     """`lc table readme` shows it on every machine; only --profile names another."""
     from lc import records
-    from lc.report import readme, tables
+    from lc.report import summary, tables
     asked, written = [], []
     monkeypatch.setattr(tables, "evidence", asked.append)
-    monkeypatch.setattr(readme, "block", lambda ev: "numbers")
+    monkeypatch.setattr(summary, "block", lambda ev: "numbers")
     monkeypatch.setattr(records, "write_whole", lambda path, content: written.append(path.name))
     assert main(["table", "readme"]) == main(["table", "readme", "--profile", "shapes"]) == 0
     assert asked == ["camvid-lite", "shapes"] and written == ["README.md"] * 2

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lc import metrics
-from lc.report import claims, readme, speedups, summary, systems, tables, verdicts, why
+from lc.report import claims, speedups, summary, systems, tables, verdicts, why
 from lc.report.tables import Evidence, draws, profile
 from tests.conftest import fake_record
 
@@ -62,7 +62,6 @@ def test_missing_runs_say_so(house):
     assert table.loc["lc-0.985", ("val", "over control")].startswith("+") and (table.loc["lc-halo-2", "val"] == why.MISSING).all()
     assert set(found["so"]) == {why.MISSING} and why.summary(found)[0].startswith("**Not run yet**\n\n- context missing")
     assert why.MISSING in why.account(ev)
-    assert list(why.halo_points(ev)) == ["trained with the halo"]
     assert why.seeds(evidence("camvid", dsn=0, lc_0p985=40)).loc[("lc-0.985 over dsn", "val"), "seed 1"] == why.MISSING
 
 
@@ -90,19 +89,9 @@ def test_account_adds_up(house):
     total = why.words(why.gain(ev, "lc-0.985", "dsn", "val"))
     assert f"On val LC less the DSN is {total} points. Context that convolutions and poolings miss outside their region: {total}. What remains if" in text
     assert text.endswith("early decisions: +0.00 [+0.00, +0.00] (no effect shown).")
-    assert "On test" not in text and "By clip" not in text
+    assert "On test" not in text and "by clip" not in text
     against = why.context_table(ev["study-context"])["against zeros"]  # the first variant of each network has nothing to be compared with
     assert against.iloc[0] == "" and re.fullmatch(r"\+\d+\.\d\d \[\+.*, \+.*\]", against.iloc[2])
-
-
-def test_cells_that_a_halo_computes(house):
-    """Exact without a halo; with one, the share of the other cells that the same halo computes round plain LC's regions."""
-    ev = evidence(dsn=0, lc_0p985=0, lc_halo_2=0, study_context=0)
-    ev["study-context"].values["study"] = STUDY
-    assert why.computed(ev, "lc-0.985") == ([1, 0.6, 0.4], True) and why.computed(ev, "lc-halo-4") is None
-    shares, exact = why.computed(ev, "lc-halo-2")
-    assert np.allclose(shares, [1, 0.8, 0.7]) and not exact and why.changes(ev).loc["lc-halo-2", ("cells, % (val)", "stage 3")] == "about 70"
-    assert list(why.halo_points(ev)["trained with the halo"].index) == [0, 2]
 
 
 def test_seeds_have_a_mean(house):
@@ -149,7 +138,7 @@ def test_what_clips_say(house):
     rows = {name: table.loc[f"{name} less every cell computed"].iloc[0].split()[0] for name in (
         "LC's weights: zeros", "LC's weights: halo 2", "DSN's weights: zeros", "DSN's weights: halo 2")}
     assert float(rows.pop("LC's weights: zeros")) == val and set(rows.values()) == {"+0.00"}
-    assert f"By clip, missing context costs: between trained frames (val), {val:+.2f} [" in why.account(ev)
+    assert f"What missing context changes, by clip: between trained frames (val), {val:+.2f} [" in why.account(ev)
 
 
 def test_the_recipe_without_balanced_classes_is_told(house):
@@ -159,10 +148,15 @@ def test_the_recipe_without_balanced_classes_is_told(house):
     ev.records.update(evidence(dsn_unbalanced=0, lc_unbalanced=40).records)
     assert not told() and len(verdicts.answers(ev)) == 2
     ev.records.update(evidence(irnet_unbalanced=0).records)
-    assert len(told()) == 1 and "says nothing? Yes.** test data 8x9 (stand-in, without class weights). The methods" in told()[0]
+    better = "1.00 M parameters (lc-unbalanced): val more accurate than the DSN and IRNet; test more accurate than the DSN and IRNet. "
+    assert len(told()) == 1 and f"says nothing? Yes.** {better}Of the first: The methods" in told()[0]
+    ev.records.update(evidence(dsn_wide_unbalanced=0, lc_wide_unbalanced=0).records)
+    wide = "1.00 M parameters (lc-wide-unbalanced): val no difference shown to the DSN; test no difference shown to the DSN. Of the first"
+    assert f"says nothing? It depends on the network and the split.** {better}{wide}" in told()[0], "its IRNet is not here"
+    del ev.records["lc-wide-unbalanced"]
     for seed in (1, 2):
         ev.records.update({f"{row}-unbalanced-seed-{seed}": fake_record("camvid-lite", f"{row}-unbalanced-seed-{seed}") for row in ("dsn", "irnet", "lc")})
-    assert "says nothing? No difference shown.** test data 8x9 (stand-in, without class weights), by means over 3 seeds." in told()[0]
+    assert "says nothing? No difference shown.** 1.00 M parameters (lc-unbalanced): val no difference" in told()[0], "by the mean over seeds"
 
 
 def test_the_summary_holds_the_first_page_in_numbers(house, monkeypatch):
@@ -185,13 +179,13 @@ def test_the_summary_holds_the_first_page_in_numbers(house, monkeypatch):
     assert small["LC - IRNet, points, test"] == tables.words(tables.gain(ev, "lc-0.985", "irnet", "test"))
     assert list(small[4:]) == ["1.10x [1.10, 1.10]", "0.90x [0.90, 0.90]", "1.10x at rho = 0.985", "1.10x at rho = 0.985"]
     assert wide["LC - DSN, points, val"] == verdicts.gains(ev)[0][ev.label]["val"].iloc[-1] and "LC - IRNet, points, val" not in wide
-    assert list(table.index) == ["the paper: VOC12, 35.5 M parameters, Titan X", "with class weights, 1/4 of its width (1.0 M), one seed: lc-0.985",
-                                 "without class weights, 1/2 of its width (1.0 M), 2 seeds: lc-wide-unbalanced",
+    assert list(table.index) == ["the paper: VOC12, 35.5 M parameters, Titan X", "with class weights, 1/4 of the paper's width (1.0 M), one seed: lc-0.985",
+                                 "without class weights, 1/2 of the paper's width (1.0 M), 2 seeds: lc-wide-unbalanced",
                                  "speed alone: the paper's width and depth, untrained, its pixel shares (ideal 3.00x)"]
     ev.records["irnet-wide-unbalanced"] = fake_record("camvid-lite", "irnet-wide-unbalanced")
     assert summary.summary(ev)[0]["LC - IRNet, points, val"].iloc[2].endswith(", 1 of them"), "fewer seeds than of the DSN"
     shapes = Evidence(profile("shapes"), {name: fake_record("shapes", name, parameters=1_000_000) for name in ("dsn", "lc-0.985")})
-    assert [list(frame.index)[0] for frame in summary.summary(shapes)] == [table.index[0], "without class weights, 1/8 of its width (1.0 M), one seed: lc-0.985", *table.index[[0, 3]]]
+    assert [list(frame.index)[0] for frame in summary.summary(shapes)] == [table.index[0], "without class weights, 1/8 of the paper's width (1.0 M), one seed: lc-0.985", *table.index[[0, 3]]]
     assert summary.summary(Evidence(profile("smoke"), {})) == []
 
 
@@ -225,27 +219,28 @@ def test_speed_at_equal_accuracy(house, monkeypatch):
     for name, found in (("lc-0.985", [same, *[worse] * 7]), ("lc-halo-4", [same, same, same, wide, *[worse] * 4])):
         ev[name].arrays["sweep_confusions"] = np.stack(found)
         ev[name].values["sweep"] = [{"rho": rho, "miou": metrics.miou(counts.sum(0))} for rho, counts in zip(rhos, found)]
+        ev[name].arrays["confusions_val"] = found[2]  # at 0.985, the rho of its training
     rows = [{"rho": rho, "speedup": v, "speedup_low": v, "speedup_high": v, "ideal": 2 * v, "computed": [1, 0.5, 0.3], "dense_form": "folded"} for rho, v in zip([None, *rhos], (1, 9, 1.3, 1.2, 1.6, 2, 2, 2, 3))]
     rows[3]["speedup"] += 0.2  # at 0.985: faster by the median, not by the lower quartile
     others = [{**row, "speedup": 7} for row in rows]
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU, as set", "key": ev[run]["key"], "rows": timed}
                         for run, timed in {"lc-0.985": [("lc-0.985", rows)], "lc-halo-4": [("lc-halo-4", rows), ("dsn", others)]}.get(kind, ())])
     answer, worst = verdicts.answers(ev)[2], tables.words(draws(ev["dsn"], worse) - draws(ev["dsn"], same)) + ", 1 seed"
-    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("begins above -0.5 points, at a rho below 1, chosen on the split that is named. On val the fastest is lc-halo-4 at rho = 0.995 (LC - DSN +0.00 [+0.00, +0.00], 1 seed): "
-            "1.30x [1.30, 1.30] over folded, ideal 2.60x (a CPU, as set). The paper: 2.00x") in answer
-    found = speedups.fastest_equal(ev)[0]
-    assert list(found.index) == ["lc-0.985: a CPU, as set", "lc-halo-4: a CPU, as set"] and list(found["equal (val)"]) == ["no", "yes"] and found["rho"].iloc[1] == "0.995"
-    assert found["LC - DSN, points (val)"].iloc[0] == worst and list(found.iloc[1, 4:]) == ["1.30x [1.30, 1.30]", "2.60x", "folded"]
-    assert set(found[speedups.LOSS["test"]]) == {"+0.00 [+0.00, +0.00] (at 0.985, 1 seed)"}, "not swept on test"
+    assert answer.startswith("**Is there a gain at equal accuracy? Yes.**") and ("*Equal*: the whole 95 % interval of LC - DSN lies above -0.5 points; the DSN has the same width and images. Of all timed cascades and rho below 1, chosen on the split that is named: On val the fastest is lc-halo-4 at rho = 0.995 (LC - DSN +0.00 [+0.00, +0.00], 1 seed): "
+            "1.30x [1.30, 1.30] over folded, ideal 2.60x (a CPU, as set). "
+            "On test the fastest is lc-0.985 at rho = 0.985 (LC - DSN +0.00 [+0.00, +0.00], 1 seed): 1.40x [1.20, 1.20] over folded, ideal 2.40x (a CPU, as set). The paper: 2.00x") in answer
+    table = speedups.equal_accuracy(ev)
+    assert speedups.fastest(table, "val") == "1.30x at rho = 0.995" and speedups.fastest(table.loc[["lc-0.985"]], "val") == "none shown equal"
+    assert speedups.fastest(table, "test") == "1.40x at rho = 0.985" and table["equal (test)"].isna().sum() == 12, "not swept there, only its own rho"
+    assert speedups.fastest(table[table["equal (test)"].isna()], "test") is None, "nothing tells"
     loss = speedups.table(ev)[0]["LC - DSN, points (val)"]
     assert list(loss.xs("0.985", level="rho")) == ["+1.21", worst] and list(loss.xs("0.8", level="rho")) == ["-5.75", worst], "what the speed-up costs, beside it"
-    table = speedups.equal_accuracy(ev)
     assert list(table.xs("lc-halo-4")["equal (val)"]) == ["yes", "yes", *["no"] * 5] and list(table["stage 3, %"]) == [30] * 14
     for row in rows:
         row["speedup_low"] = 1
     assert "accuracy? No.**" in verdicts.answers(ev)[2], "the lower quartile counts"
     del ev.records["dsn"]
-    assert len(speedups.answer(ev)) == 1 and speedups.equal_accuracy(ev).empty and speedups.fastest_equal(ev) == []
+    assert len(speedups.answer(ev)) == 1 and speedups.equal_accuracy(ev).empty
 
 
 def test_equal_accuracy_on_test_and_over_seeds(house, monkeypatch):
@@ -259,7 +254,7 @@ def test_equal_accuracy_on_test_and_over_seeds(house, monkeypatch):
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"device": "a CPU", "where": "a CPU", "key": lc["key"], "rows": rows}] if kind == "lc-wide-features" else [])
     said = speedups._equal(ev)[0]
     assert "No on val and yes on test.**" in said and "On val none is shown equal. On test the fastest is lc-wide-features at rho = 0.995 (LC - DSN +0.00 [+0.00, +0.00], 1 seed): 2.00x" in said
-    shown = speedups.fastest_equal(ev)[0].iloc[0]
+    shown = speedups.equal_accuracy(ev).iloc[0]
     assert shown["equal (val)"] == "no" and shown[speedups.LOSS["test"]] == "+0.00 [+0.00, +0.00], 1 seed" and shown[speedups.LOSS["val"]].startswith("-")
     for name, like in (("dsn-wide-seed-1", ev["dsn-wide"]), ("lc-wide-features-seed-1", lc)):
         ev.records[name] = fake_record("camvid-lite", name)
@@ -283,7 +278,7 @@ def test_a_cascade_is_compared_with_its_own_dsn(house, monkeypatch):
     assert dict(zip(table.index.get_level_values(0), table["equal (val)"])) == {"lc-0.985": "no", "lc-wide": "yes"} and set(table["dense form"]) == {"OpenVINO"}
     assert "Yes.**" in speedups._equal(ev)[0] and "lc-wide at rho = 0.8" in speedups._equal(ev)[0]
     ev["lc-wide"].values["sweep"] = []
-    assert "No.**" in speedups._equal(ev)[0] and "is named. On val none is shown equal. The paper" in speedups._equal(ev)[0]
+    assert "No.**" in speedups._equal(ev)[0] and "is named: On val none is shown equal. The paper" in speedups._equal(ev)[0]
 
 
 @pytest.mark.parametrize("full, small, word, counts", [
@@ -319,9 +314,9 @@ def test_many_settings_are_one_sentence(house, monkeypatch):
     monkeypatch.setattr(speedups, "speed_files", lambda kind, *_: [{"where": kind, "key": "", "rows": [{"rho": 0.8, "speedup": 2, "speedup_low": 2, "speedup_high": 2, "ideal": 3, "dense_form": "folded"}]}])
     monkeypatch.setattr(speedups, "cascade_files", lambda ev, kind: speedups.speed_files(kind))
     monkeypatch.setattr(speedups, "equal_accuracy", lambda ev: pd.DataFrame())
-    assert [len(frame) for frame in speedups.table(ev)] == [2 + len(speedups.TIMED)]
+    assert [len(frame) for frame in speedups.table(ev)] == [3 + len(speedups.PLAIN) + len(speedups.VARIANTS)]
     shapes = Evidence(profile("shapes"), {"dsn": fake_record("shapes", "dsn")})
-    assert [list(frame.index.get_level_values(0)) for frame in speedups.table(shapes)][1] == [f"trained cascade{wide}, test data (stand-in): {kind}" for wide, kind in (("", "lc-0.985"), (" without class weights", "lc-unbalanced"), (" of twice its width", "lc-wide"), (" of twice its width, without class weights", "lc-wide-unbalanced"), (" of the paper's width and depth", "lc-full"))], "procedural data stay out of the paper's table"
+    assert [list(frame.index.get_level_values(0)) for frame in speedups.table(shapes)][1] == [f"{kind}, test data (stand-in): {kind}" for kind in (*speedups.PLAIN, *speedups.VARIANTS)], "procedural data stay out of the paper's table"
     assert claims._fact("speed", "0.985", None)[0] == "not shown" and claims._fact("speed", "0.8", None)[0] == "in part"
     monkeypatch.setattr(claims, "speed_files", lambda _: [])
     assert claims._fact("speed", "0.985", None) == ("open", "not run")
@@ -333,7 +328,7 @@ def test_a_data_set_without_test_labels(house):
     for record in ev.records.values():
         del record.values["metrics"]["test"], record.arrays["confusions_test"]
     assert ev.splits == ("val",)
-    shown = readme.block(ev) + " ".join(verdicts.answers(ev) + verdicts.method_verdicts(ev))
+    shown = summary.block(ev) + " ".join(verdicts.answers(ev) + claims.sentences(ev, page="methods"))
     assert "on val" in shown and not any(word in shown for word in ("mIoU test", "on test", "(test)", "stand-in) test"))
     assert systems.systems(ev).loc["DSN", "LC - it, points"].startswith("+") and len(systems.by_class(ev)) == 3
     assert why.changes(ev).loc["lc-0.985", ("val", "over control")].startswith("+")
@@ -411,10 +406,8 @@ def test_sources_of_the_page(house):
 
 
 def test_easy_pixels_count_from_every_cell(house):
-    """The loss on easy pixels is one change of the run that computes every cell, not a second one of plain LC; that run computes all."""
-    found = why.causes(ev := evidence(dsn=40, lc_0p985=0, lc_everywhere=20, lc_easy=20))
+    """The loss on easy pixels is one change of the run that computes every cell, not a second one of plain LC."""
+    found = why.causes(evidence(dsn=40, lc_0p985=0, lc_everywhere=20, lc_easy=20))
     rows = found[found["run"] == "lc-easy"]
     assert (rows["moved by"] == "+0.00 [+0.00, +0.00]").all() and (rows["so"] == "no effect shown").all()
     assert (found[found["run"] == "lc-everywhere"]["so"] != rows["so"].iloc[0]).all()
-    ev["lc-everywhere"]["config"]["model"]["halo"] = why.EVERYWHERE
-    assert why.computed(ev, "lc-everywhere") == ([1.0] * 3, True)

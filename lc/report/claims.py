@@ -28,17 +28,20 @@ SPELT = {"reproduced": "reproduced", "in part": "in part", "not shown": "no diff
          "not here": "not testable here"}  # verdicts, in sentences
 
 
-def claims(ev: Evidence) -> pd.DataFrame:
-    """One row per claim: place, page, verdict, number, record. Claims whose records are missing are open."""
+def claims(ev: Evidence, **only: str) -> pd.DataFrame:
+    """One row per claim (only="...": those of a page or a test): place, page, verdict, number, record. Claims whose records are missing are open."""
     table = []
-    for row in listed("claims"):
-        try:
-            verdict, number = _judge(ev, row)
-        except FileNotFoundError:  # the labels of VOC were not counted
-            verdict, number = OPEN
+    for row in (row for row in listed("claims") if only.items() <= row.items()):
+        verdict, number = _judge(ev, row)
         table.append({"test": row["test"], "claim": row["claim"], "place": row["place"], "page": link(row["page"]), "verdict": verdict,
                       "number": number, "records": ", ".join(name for name in row["on"].partition("|")[0].split() if name in ev.records)})
     return pd.DataFrame(table)
+
+
+def sentences(ev: Evidence, **only: str) -> list[str]:
+    """`claims` that are tested, with numbers and verdicts, as sentences."""
+    return [f"*{row.claim}* ({row.place}): {row.number}. **{SPELT[row.verdict].capitalize()}**." for row in claims(ev, **only).itertuples()
+            if row.verdict != "open"] or ["Smoke runs, or runs are missing: no verdict."]
 
 
 def without_weights(ev: Evidence) -> pd.Series:
@@ -88,15 +91,15 @@ def _adds(record: Record, variants: list[str], claimed: float) -> tuple[str, str
     """What follows from one variant of a study less another."""
     more, less = (variant(record, name) for name in variants)
     found = verdicts.Difference(*interval(more - less), record.arrays["confusions"].shape[1], "val")
-    return found.verdict(claimed).split(":")[0], f"{variants[0]} over {variants[1]}: {found}; paper {claimed:+.2f}"
+    return found.verdict(claimed), f"{variants[0]} over {variants[1]}: {found}; paper {claimed:+.2f}"
 
 
 def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -> tuple[str, str]:
     """What follows from the difference of two runs and its interval."""
     if test == "peak":
         best = max(names[1:], key=lambda name: percent(ev[name], "val"))
-        gain = verdicts.difference(ev, best, "dsn", seeds=True) or verdicts.difference(ev, best, "dsn")
-        return gain.verdict(claimed).split(":")[0], f"the best on val below 1: rho = {best.removeprefix('lc-')}; there {gain}; paper {claimed:+.2f}"
+        gain = verdicts.difference(ev, best, "dsn")
+        return gain.verdict(claimed), f"the best on val below 1: rho = {best.removeprefix('lc-')}; there {gain}; paper {claimed:+.2f}"
     if test == "monotone":
         early = [100 * sum(ev[name]["metrics"]["val"]["decided"][:2]) for name in names]
         return _grade(early == sorted(early), early[-1] > early[0]), ", ".join(f"{v:.0f}" for v in early) + " % on val, by falling rho"
@@ -118,13 +121,14 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
         said = _grade(ours["ms_high"] < other["ms_low"]) if ours["ms_high"] < other["ms_low"] or other["ms_high"] < ours["ms_low"] else "not shown"
         return said, ", ".join(f"{name} {row['ms']:.1f} ms ({row['ms_low']:.1f} to {row['ms_high']:.1f}, {row['form']})"
                                for name, row in zip(names, (ours, other))) + "; different if the quartiles do not overlap"
-    mean = verdicts.difference(ev, *names, seeds=True)
-    found = mean or verdicts.difference(ev, *names)
+    splits = [verdicts.difference(ev, *names, split) for split in ev.splits]
+    found = splits[-1]
     if test == "robust":
         said = "not shown" if found.low < claimed <= found.high else _grade(found.low >= claimed)
     else:
-        said = found.verdict(1e-9 if claimed is None else claimed, test == "gain").split(":")[0]
-    return said, f"{found}" + ", mean of seeds" * (mean is not None) + ("" if claimed is None else f"; paper {claimed:+.2f}")
+        said = found.verdict(1e-9 if claimed is None else claimed, test == "gain")
+    seeds = f", means of {found.seeds} seeds" * (found.seeds > 1)
+    return said, "; ".join(map(str, splits)) + seeds + ("" if claimed is None else f"; paper {claimed:+.2f}")
 
 
 def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:
@@ -142,7 +146,8 @@ def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:
             return _grade(False, hard > every), f"{said}; the paper gives no width, so {claimed:g} % cannot be checked"
         case "few wrong":
             easy, _, hard = record.arrays["sets"][0].sum(1)
-            return _grade(hard < easy), f"{100 * hard / (easy + hard):.1f} % of the confident pixels are wrong"
+            shares = ", ".join(f"{100 * share:.0f}" for share in record.arrays["sets"][0].sum(1) / record.arrays["sets"][0].sum())
+            return _grade(hard < easy), f"{100 * hard / (easy + hard):.1f} % of the confident pixels are wrong; ES, MS and HS hold {shares} % of all"
         case "ratios":
             above = label_ratios(record).iloc[:, 0].dropna() > 1
             said = f"{above.sum()} of {len(above)} classes above 1"
@@ -191,7 +196,8 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
         case "training":
             rows = [row for bench in speed_files("training") for row in bench["rows"] if row["layer"] == "whole step"]
             return _grade(False, all(row["speedup_low"] > 1 for row in rows)) if rows else "open", "a step: " + ", ".join(
-                f"{row['speedup']:.2f}x at rho = {row['rho']:g}" for row in rows) + "; time to equal accuracy not tested, no size is claimed"
+                f"{row['speedup']:.2f}x [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}] at rho = {row['rho']:g} (ideal {row['ideal']:.2f}x)"
+                for row in rows) + "; the paper's width, depth and pixel shares; time to equal accuracy not tested, no size is claimed"
         case "stage parameters":
             first, *later = audit.parts().groupby("stage")["parameters"].sum() / 1e6
             said = ", ".join(f"{m:.1f} M" for m in (first, *later))
@@ -213,4 +219,4 @@ def _fact(test: str, on: str, claimed: float | None) -> tuple[str, str]:
 
 def voc_labels() -> dict:
     """Facts counted on the masks of VOC 2012 by data_scripts/voc12_labels.py."""
-    return json.loads((paths.results("voc12") / "labels.json").read_text())
+    return json.loads((paths.LISTS / "voc12" / "labels.json").read_text())

@@ -7,14 +7,12 @@ import pandas as pd
 from lc import paths
 from lc.experiments import BEST_RHO, CASCADES, catalogue
 from lc.paper import published
-from lc.report.tables import METHODS, Evidence, draws, gain, interval, of_seeds, over_seeds, percent, printed, sweep_table, words
+from lc.report.tables import METHODS, Evidence, draws, interval, of_seeds, over_seeds, percent, printed, seed_gains, sweep_table, words
 
 SMALL = 0.5  # points of mIoU
 LOSS = {split: f"LC - DSN, points ({split})" for split in ("val", "test")}
-TIMED = {"network": "full-width network, random weights, blobs of Table 1's shares",  # kind of the file: what is timed
-         f"lc-{BEST_RHO}": "trained cascade", "lc-unbalanced": "trained cascade without class weights",
-         "lc-wide": "trained cascade of twice its width", "lc-wide-unbalanced": "trained cascade of twice its width, without class weights",
-         "lc-full": "trained cascade of the paper's width and depth"}
+PLAIN = f"lc-{BEST_RHO}", "lc-unbalanced", "lc-wide", "lc-wide-unbalanced", "lc-full", "lc-full-unbalanced"  # what the paper's factors are held to
+VARIANTS = "lc-halo-2", "lc-wide-unbalanced-features", "lc-full-unbalanced-features"  # shown beside them
 
 
 def speed_files(kind: str, profile_name: str = "") -> list[dict]:
@@ -76,9 +74,10 @@ def paper_speedups() -> dict[float, float]:
     return {0.985: fps["LC"], 0.8: fps["LC (fast)"]}
 
 
-def timings(ev: Evidence) -> pd.DataFrame:
-    """Every measured speed-up of LC at the paper's two rho: a row for each kind of TIMED, device, setting and rho."""
-    found = pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in TIMED
+def timings(ev: Evidence, names: tuple[str, ...] = PLAIN) -> pd.DataFrame:
+    """Every measured speed-up of LC at the paper's two rho, of the network with random weights and of these cascades: a row for each kind, device,
+    setting and rho."""
+    found = pd.DataFrame([{"kind": kind, **row, "where": bench["where"]} for kind in ("network", *names)
                           for bench in (speed_files(kind) if kind == "network" else cascade_files(ev, kind))
                           for row in bench["rows"] if row["rho"] in paper_speedups()])
     return found.rename(columns={"speedup": "speed-up", "speedup_low": "lower", "speedup_high": "upper", "dense_form": "dense form"})
@@ -112,13 +111,17 @@ def answer(ev: Evidence) -> list[str]:
 
 def _apart(ev: Evidence, name: str, control: str, split: str, i: int) -> tuple[float | None, str | None, str | None]:
     """The mIoU of a cascade at the i-th rho of its sweep less its control's, the mean over the seeds that are here: points, the same in words, and
-    whether it is equal (the whole interval above -SMALL); None where it is not swept on that split."""
+    whether it is equal (the whole interval above -SMALL); None where it is not tested at that rho on that split. At the rho of its training every
+    run is."""
     counts = "sweep_confusions" + ("" if split == "val" else f"_{split}")
-    pairs = [(a, b) for a, b in zip(of_seeds(ev, name), of_seeds(ev, control)) if {a, b} <= set(ev.records) and counts in ev[a].arrays]
-    if not pairs or pairs[0][0] != name:
+    if ev[name]["sweep"][i]["rho"] == ev[name]["config"]["rho"]:
+        drawn = [*seed_gains(ev, name, control, split).values()]
+    else:
+        pairs = [(a, b) for a, b in zip(of_seeds(ev, name), of_seeds(ev, control)) if {a, b} <= set(ev.records) and counts in ev[a].arrays]
+        drawn = [draws(ev[a], ev[a].arrays[counts][i]) - draws(ev[b], f"confusions_{split}") for a, b in pairs if pairs[0][0] == name]
+    if not drawn:
         return None, None, None
-    mean = over_seeds([draws(ev[a], ev[a].arrays[counts][i]) - draws(ev[b], f"confusions_{split}") for a, b in pairs])
-    seeds = f", {len(pairs)} seed{'s' * (len(pairs) > 1)}" * (len(ev.profile.seeds) > 1)
+    mean, seeds = over_seeds(drawn), f", {len(drawn)} seed{'s' * (len(drawn) > 1)}" * (len(ev.profile.seeds) > 1)
     return mean[0], words(mean) + seeds, "yes" if interval(mean)[1] > -SMALL else "no"
 
 
@@ -151,15 +154,15 @@ def spelt(row: pd.Series) -> str:
 
 def _fastest(table: pd.DataFrame, split: str) -> tuple | None:
     """Index of that row of `equal_accuracy` whose speed-up is greatest (by its lower quartile) of those equal on a split; None without one."""
-    same = table[table[f"equal ({split})"] == "yes"]
+    same = table[table[f"equal ({split})"] == "yes"] if len(table) else table
     return same["lower"].idxmax() if len(same) else None
 
 
 def fastest(table: pd.DataFrame, split: str) -> str | None:
-    """The greatest speed-up of rows of `equal_accuracy` that are equal on a split, and its rho; None if nothing tells."""
-    if not len(table) or table[f"equal ({split})"].isna().all():
-        return None
-    return f"{table.loc[at, 'speed-up']:.2f}x at rho = {at[1]}" if (at := _fastest(table, split)) else "none shown equal"
+    """The greatest speed-up of rows of `equal_accuracy` that are equal on a split, and its rho; None if nothing tells, as not every rho was tested."""
+    if at := _fastest(table, split):
+        return f"{table.loc[at, 'speed-up']:.2f}x at rho = {at[1]}"
+    return "none shown equal" if len(table) and table[f"equal ({split})"].notna().all() else None
 
 
 def _equal(ev: Evidence) -> list[str]:
@@ -177,38 +180,24 @@ def _equal(ev: Evidence) -> list[str]:
                     f"{'' if row['lower'] > 1 else ', not faster'}, ideal {row['ideal']:.2f}x ({where})")
         parts.append(f"On {split} {best}.")
     word = " and ".join(f"{said} on {split}" for split, said in found.items()) if len({*found.values()}) > 1 else found["val"]
-    return [f"**Is there a gain at equal accuracy? {word.capitalize()}.** Of all timed cascades; equal: the interval of LC less the DSN with its "
-            f"images and width begins above -{SMALL:g} points, at a rho below 1, chosen on the split that is named. {' '.join(parts)} The paper: "
-            f"{paper_equal()} ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
-
-
-def fastest_equal(ev: Evidence) -> list[pd.DataFrame]:
-    """Of each cascade in `equal_accuracy`, by setting: the fastest row that is equal on val, else the one that comes nearest to its DSN; and on test,
-    at the rho of its training where it is not swept there."""
-    table, rows, entries = equal_accuracy(ev), {}, catalogue(ev.profile.name)
-    for (name, where), part in table.groupby(level=[0, 2], sort=False):
-        at = _fastest(part, "val") or part["points"].idxmax()
-        row, shown = part.loc[at], {LOSS[split]: part.loc[at, LOSS[split]] for split in ev.splits}
-        if pd.isna(shown.get(LOSS["test"], "")):
-            shown[LOSS["test"]] = f"{words(gain(ev, name, entries[name].control or METHODS['DSN'], 'test'))} (at {BEST_RHO}, 1 seed)"
-        rows[f"{name}: {where}"] = {"rho": at[1], **shown, **row[["equal (val)"]],
-                                    "speed-up": spelt(row), "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]]}
-    return [pd.DataFrame(rows).T.rename_axis("fastest that is equal, or nearest")] if rows else []
+    return [f"**Is there a gain at equal accuracy? {word.capitalize()}.** *Equal*: the whole 95 % interval of LC - DSN lies above -{SMALL:g} points; "
+            f"the DSN has the same width and images. Of all timed cascades and rho below 1, chosen on the split that is named: {' '.join(parts)} The "
+            f"paper: {paper_equal()} ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
 
 
 def table(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, the opponent, and what LC loses, under the paper's."""
     data, miou, lost = next(iter(ev.records.values()))["data"]["name"], printed("1").loc["mIoU"], equal_accuracy(ev).to_dict("index")
-    named = {kind: head if kind == "network" else f"{head}, {data} ({ev.profile.tier})" for kind, head in TIMED.items()}
+    named = lambda kind: "the paper's width and depth, random weights, blobs of its shares" if kind == "network" else f"{kind}, {data} ({ev.profile.tier})"
     rows = {("the paper's frame rates, Titan X, VOC12", f"{rho:g}"): {"speed-up": f"{value:.2f}x", "ideal": None, "dense form": None,
                                                                       LOSS["val"]: f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}"}
             for rho, value in paper_speedups().items()}
-    for _, row in timings(ev).iterrows():
+    for _, row in timings(ev, (*PLAIN, *VARIANTS)).iterrows():
         losses = lost.get((row["kind"], f"{row['rho']:g}", row["where"]), {})
-        rows[f"{named[row['kind']]}: {row['where']}", f"{row['rho']:g}"] = {
+        rows[f"{named(row['kind'])}: {row['where']}", f"{row['rho']:g}"] = {
             "speed-up": spelt(row), "ideal": f"{row['ideal']:.2f}x", **row[["dense form"]], **{LOSS[s]: losses.get(LOSS[s]) for s in ev.splits}}
     found = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=["", "rho"]))
-    apart = found.index.get_level_values(0).str.startswith("trained") & (not ev.comparable)
+    apart = found.index.get_level_values(0).str.startswith("lc-") & (not ev.comparable)
     return [part for part in (found[~apart], found[apart]) if len(found) > 2 and len(part)]
 
 

@@ -1,4 +1,4 @@
-"""The first page in numbers: the paper's gains and factors, and under them ours by setting."""
+"""The first page in numbers: the paper's gains and factors, and under them ours by setting; and the README's: what `lc table readme` writes."""
 from fractions import Fraction
 
 import pandas as pd
@@ -6,10 +6,14 @@ import pandas as pd
 from lc.experiments import BEST_RHO, catalogue
 from lc.paper import published
 from lc.records import Record
+from lc.report import claims, speedups, systems
 from lc.report.speedups import equal_accuracy, fastest, paper_equal, paper_speedups, span, spelt, timings
-from lc.report.tables import METHODS, Evidence, over_seeds, printed, seed_gains, words
+from lc.report.tables import METHODS, Evidence, methods, over_seeds, printed, rho_table, seed_gains, words
+from lc.report.verdicts import answers, gains
+from lc.report.why import account
 
-SETTINGS = f"lc-{BEST_RHO}", "lc-unbalanced", "lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full"
+SETTINGS = (f"lc-{BEST_RHO}", "lc-unbalanced", "lc-wide-unbalanced", "lc-wide-unbalanced-features", "lc-full",
+            "lc-full-unbalanced", "lc-full-unbalanced-features")
 
 
 def summary(ev: Evidence) -> list[pd.DataFrame]:
@@ -35,6 +39,21 @@ def summary(ev: Evidence) -> list[pd.DataFrame]:
     return [part for columns in (gains, ~gains) for part in apart(frame.loc[:, columns].dropna(how="all"))]
 
 
+def block(ev: Evidence) -> str:
+    """The README's numbers, as Markdown: summary, answers, why, claims, gains, speed, Tables 2, 1 and 3 (on val and test), and where they come from."""
+    written = lambda title, frames: [_markdown(title, frame, ev.label) for frame in frames]
+    devices = "; ".join(dict.fromkeys(r["device"] for r in ev.trained))
+    hours = sum(r.values.get("train_seconds", 0) + r["evaluate_seconds"] for r in ev.records.values()) / 3600
+    origin = (f"Ours: {ev.label}, seed {ev.profile.seeds[0]} where no other is named. Trained on: {devices}. {len(ev.records)} records in "
+              f"results/{ev.profile.name}/runs, each with its commit; their training and evaluation add up to {hours:.0f} hours. Brackets: 95 % intervals from a paired bootstrap "
+              "over images, of videos in blocks of ten frames, of means over seeds too; of speed-ups, quartiles.")
+    return "\n\n".join([*written(ev.label, summary(ev)), *answers(ev), f"**Why?** {account(ev)}",
+                        f"**And all that the paper claims?** {claims.summary(claims.claims(ev))} One by one: page *Claims*.",
+                        *written("Accuracy, points of mIoU", gains(ev)), *written("Speed", speedups.table(ev)),
+                        *written("Table 2, mIoU", methods(ev)), *written("Table 1, by rho, percent", rho_table(ev)),
+                        *written("Table 3", systems.table(ev, "3")), origin])
+
+
 def _equal_on(split: str) -> str:
     return f"speed-up where equal to the DSN, {split}"
 
@@ -43,7 +62,7 @@ def _setting(record: Record, seeds: int) -> str:
     """What was trained, in words, and from how many seeds."""
     config = record["config"]
     weights = "without" if config["train"]["balance"] == "none" else "with"
-    width = "the paper's width" if config["model"]["width"] == 1 else f"{Fraction(config['model']['width']).limit_denominator(64)} of its width"
+    width = f"{Fraction(config['model']['width']).limit_denominator(64)} of ".removeprefix("1 of ") + "the paper's width"
     features = ", reading features at a region's border" * (config["model"]["reading"] == "features")
     of = f"{seeds} seeds" if seeds > 1 else "one seed"
     return f"{weights} class weights, {width} ({record['parameters'] / 1e6:.1f} M){features}, {of}"
@@ -65,3 +84,13 @@ def _factors(timed: pd.DataFrame) -> dict[str, str | None]:
     at = {float(rho): rows for rho, rows in timed.groupby("rho")} if len(timed) else {}
     told = lambda rows: spelt(rows.iloc[0]) if len(rows) == 1 else span(rows["speed-up"])
     return {f"speed-up, rho = {rho:g}": told(at[rho]) if rho in at else None for rho in paper_speedups()}
+
+
+def _markdown(title: str, frame: pd.DataFrame, label: str) -> str:
+    """A frame as a table of Markdown; columns under the evidence's label are called ours."""
+    columns = [" ".join([column] if isinstance(column, str) else map(str, column)) for column in frame.columns]
+    heads = [title + f"; ours: {label}" * any(label in column for column in columns), *map(str, frame.index.names[1:]),
+             *(column.replace(label, "ours") for column in columns)]
+    rows = [[*map(str, index), *("-" if pd.isna(v) else f"{v:.2f}" if isinstance(v, float) else str(v) for v in row)]
+            for index, row in zip(frame.index.to_frame().to_numpy(), frame.to_numpy(dtype=object))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])

@@ -1,19 +1,17 @@
 """Records and published numbers -> sentences with intervals: whether a claim of the paper held. The rule is in Difference.verdict."""
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
-import numpy as np
 import pandas as pd
 
 from lc.experiments import catalogue
 from lc.paper import published
 from lc.report.speedups import SMALL, answer
-from lc.report.tables import (BOUNDARY, METHODS, Evidence, class_iou, decided_near, decided_shares, difference_printed, difficulty_shares,
-                               gain, interval, label_ratios, listed, methods, near_boundary, over_seeds, paper_and_ours, percent, printed, rho_runs,
-                               seed_gains, selection_table, words)
+from lc.report.tables import (METHODS, Evidence, class_iou, interval, methods, over_seeds, paper_and_ours, percent, printed, rho_runs, seed_gains,
+                              words)
 
 ALSO = ("lc-halo-2", "lc-features", "lc-dense-read", "lc-large", "lc-full",
-        *(f"lc-{what}{key}" for what in ("wide", "unbalanced", "wide-unbalanced") for key in ("", "-features")))
+        *(f"lc-{what}{key}" for what in ("wide", "unbalanced", "wide-unbalanced", "full-unbalanced") for key in ("", "-features")))
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class Difference:
     high: float
     images: int
     split: str
+    seeds: int = 1
 
     def __str__(self) -> str:
         return f"{self.value:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] on {self.split} ({self.images} images)"
@@ -34,72 +33,21 @@ class Difference:
         reaches the claimed size, its absence if the interval stays within SMALL points."""
         zero_inside, most = self.low <= 0 <= self.high, max(abs(self.low), abs(self.high))
         if not effect:
-            if not zero_inside:
-                return "not: there is an effect"
-            return f"reproduced: less than {SMALL:g} points" if most <= SMALL else "not shown: the interval is wide"
+            return "not" if not zero_inside else "reproduced" if most <= SMALL else "not shown"
         if zero_inside:
-            return "not shown: the interval includes zero"
-        if (self.value > 0) != (claimed > 0):
-            return "not: the opposite is seen"
-        return "reproduced" if most >= abs(claimed) else "in part: the direction holds, the size does not"
+            return "not shown"
+        return "not" if (self.value > 0) != (claimed > 0) else "reproduced" if most >= abs(claimed) else "in part"
 
 
-def difference(ev: Evidence, a: str, b: str, split: str = "", seeds: bool = False) -> Difference | None:
-    """mIoU of experiment a less that of b, on a split or (by default) on test where there is one. seeds: the mean over all seeds of the profile;
-    None if it has one, or one is missing."""
-    split = split or ev.splits[-1]
-    drawn = [*seed_gains(ev, a, b, split).values()] if seeds else [gain(ev, a, b, split)]
-    if not seeds and drawn[0] is None or seeds and not 1 < len(drawn) == len(ev.profile.seeds):
+def difference(ev: Evidence, a: str, b: str, split: str = "") -> Difference | None:
+    """mIoU of experiment a less that of b, on a split or (by default) on test where there is one: the mean over all seeds of the profile, or the
+    first seed's where one is missing; None without that."""
+    split, first = split or ev.splits[-1], ev.profile.seeds[0]
+    drawn = seed_gains(ev, a, b, split)
+    if first not in drawn:
         return None
-    return Difference(*interval(over_seeds(drawn)), len(ev[a].arrays[f"confusions_{split}"]), split)
-
-
-def verdict(ev: Evidence, a: str, b: str, claimed: float, claim: str, effect: bool = True) -> str:
-    """A sentence or two: the claim, the paper's number, ours with its interval on both splits, and what follows; then their mean over seeds."""
-    if ev.profile.tier == "smoke":
-        return f"*{claim}* This is a smoke run, which only shows that the page works: no verdict."
-    judged = lambda found: "; ".join(f"{d}: **{d.verdict(claimed, effect)}**" for d in found) + "."
-    means = [mean for split in ev.splits if (mean := difference(ev, a, b, split, seeds=True))]
-    return (f"*{claim}* The paper: {claimed:+.2f} points (VOC12 val). Ours, {ev.label}: {judged(difference(ev, a, b, split) for split in ev.splits)}"
-            + (f" Mean of {len(ev.profile.seeds)} seeds: {judged(means)}" if means else ""))
-
-
-def method_verdicts(ev: Evidence) -> list[str]:
-    """The claims of Table 2 (results/claims.csv) as sentences."""
-    rows = [(row, row["on"].split()) for row in listed("claims") if row["page"] == "methods"]
-    return [verdict(ev, *runs, difference_printed(row["claimed"]), f"{row['claim']}.", row["test"] == "gain") for row, runs in rows
-            if set(runs) <= set(ev.records)]
-
-
-def rho_verdicts(ev: Evidence) -> list[str]:
-    """What Table 1 claims, as sentences: a peak inside the range of rho, and losses when rho is too small."""
-    miou, runs = printed("1").loc["mIoU"], rho_runs(ev)
-    if len(runs) < len(miou) or ev.profile.tier == "smoke":
-        return ["Not all runs of Table 1 are there, or they are smoke runs: no verdict."]
-    best, low = max(runs, key=lambda rho: percent(runs[rho], "val")), miou.index[-1]
-    below = max((rho for rho in runs if rho != "1"), key=lambda rho: percent(runs[rho], "val"))
-    peak = verdict(ev, f"lc-{below}", "dsn", miou.max() - miou["1"],
-                   f"Some rho below 1 is better than rho = 1 (ours: {below}, the best of them on val, so val flatters it).")
-    return [f"Best on val: rho = {best} ({percent(runs[best], 'val'):.2f} %); in the paper rho = {miou.idxmax()}.", peak,
-            verdict(ev, f"lc-{low}", "dsn", miou[low] - miou["1"], f"The smallest rho, {low}, loses.")]
-
-
-def stage_verdicts(ev: Evidence) -> list[str]:
-    """What Sec. 4.2 claims, as sentences: most classes gain weight in deeper stages, boundaries are decided later, and harder classes go deeper."""
-    record, lines = ev[METHODS["LC"]], []
-    for column, values in label_ratios(record).items():
-        values = values.dropna()
-        lines.append(f"{column}: {(values > 1).sum()} of {len(values)} classes have a ratio above 1; range {values.min():.2f} to "
-                     f"{values.max():.2f} (lowest: {values.idxmin()}; highest: {values.idxmax()})."
-                     if len(values) else f"{column}: no pixel gets that far.")
-    if study := ev.records.get("study-difficulty"):
-        near, every = (", ".join(f"{share:.0f}" for share in shares) for shares in decided_near(study).to_numpy().T)
-        lines.append(f"Within {BOUNDARY} pixels of an object boundary the stages decide {near} % of the pixels, of all pixels {every} %.")
-    low, high = (published("text", "stage-2-label-ratio", side).value for side in ("low", "high"))
-    return [*lines, f"The paper: all 20 foreground classes of VOC between {low:g} and {high:g} in stage 2 / stage 1. Harder classes go deeper: "
-            "rank correlation of a class's IoU with its share of pixels decided in the last stage: "
-            f"{tied(record, decided_shares(record).iloc[:, -1]):+.2f} over {len(record['data']['classes'])} classes; with its ratio in that stage: "
-            f"{tied(record, label_ratios(record).iloc[:, -1]):+.2f}."]
+    found = [*drawn.values()] if len(drawn) == len(ev.profile.seeds) else [drawn[first]]
+    return Difference(*interval(over_seeds(found)), len(ev[a].arrays[f"confusions_{split}"]), split, len(found))
 
 
 def tied(record, values: pd.Series) -> float:
@@ -108,64 +56,42 @@ def tied(record, values: pd.Series) -> float:
     return iou.corr(values, method="spearman") if min(iou.nunique(), values.nunique()) > 1 else float("nan")
 
 
-def difficulty_verdicts(ev: Evidence) -> list[str]:
-    """What Fig. 1 claims, as sentences: ES in most classes, HS at boundaries."""
-    record = ev["study-difficulty"]
-    easy, near = difficulty_shares(record)["ES"], near_boundary(record)
-    total = 100 * record.arrays["sets"][0].sum(1) / record.arrays["sets"][0].sum()
-    least, claimed = published("text", "es-share-at-least").value, published("text", "hs-on-boundary").value
-    first, last = near.iloc[0], near.iloc[-1]
-    if len(reached := near.index[near["HS"] >= claimed]):
-        where = f"{near['HS'][reached[0]]:.0f} % of HS lies within {reached[0]} pixels, where {near['all'][reached[0]]:.0f} % of all pixels lie"
-    else:
-        where = f"{last['HS']:.0f} % of HS and {last['all']:.0f} % of all pixels lie within {near.index[-1]} pixels"
-    return [f"*ES holds at least {least:g} % of most objects.* Ours, {ev.label} val: it does in {(easy >= least).sum()} of "
-            f"{easy.notna().sum()} classes. Of all pixels, ES holds {total[0]:.0f} %, MS {total[1]:.0f} %, HS {total[2]:.1f} %.",
-            f"*{claimed:g} % of HS lies on object boundaries* (width not given). Ours: {where}. "
-            f"One pixel wide: {first['HS']:.0f} % of HS, {first['all']:.0f} % of all pixels."]
-
-
-def calibration_verdicts(ev: Evidence) -> list[str]:
-    """How often the cells that exit are right."""
-    record, lines = ev["study-calibration"], []
-    rho = record["config"]["rho"]
-    sure = np.array(record["study"]["bins"][:-1]) >= rho
-    for network, stages in zip(record["study"]["networks"], record.arrays["counts"]):
-        seen, right = stages[:-1, :, sure].sum(2).T
-        lines.append(f"{network}: of the cells that reach {rho:g}, " + ", ".join(
-            f"{100 * r / max(n, 1):.1f} % are right in stage {s}" for s, (n, r) in enumerate(zip(seen, right), start=1)) + ".")
-    return lines
-
-
-def selection_verdicts(ev: Evidence) -> list[str]:
-    """What a better choice of exits could give."""
-    table = selection_table(ev["study-selection"])
-    rules, oracle = table.drop("oracle")["mIoU"], table.loc["oracle"]
-    return [f"Best pair of thresholds: {rules.idxmax()} ({rules.max():.2f} %); nobody exits: {rules['1 / 1']:.2f} %; "
-            f"the oracle: {oracle['mIoU']:.2f} % with {oracle['to stage 2']:.0f} % of the cells handed to stage 2 and "
-            f"{oracle['to stage 3']:.0f} % to stage 3."]
-
-
 def answers(ev: Evidence) -> list[str]:
     """The first page in sentences: did the accuracy gain hold, did the speed gain, is there one at equal accuracy, and how far does this reach."""
     judged = lambda of: {METHODS[row] for row in ("LC", "DSN", "IRNet")} <= set(of.records)
     if ev.profile.tier == "smoke" or not judged(ev):
         return ["This is a smoke run, or LC, DSN or IRNet is missing: no answer."]
-    plain = [f"**And without class weights, of which the paper says nothing? {_held(ev.unbalanced)}"] if judged(ev.unbalanced) else []
+    plain = _without_weights(ev) if judged(ev.unbalanced) else []
     weights = ", with class weights in the loss" * bool(plain)
     return [f"**Did the accuracy gain hold{weights}? {_held(ev)}", *plain, *answer(ev), _scope(ev)]
+
+
+def _without_weights(ev: Evidence) -> list[str]:
+    """The same for every network that was trained without balanced classes, and the order of the methods."""
+    entries, told = catalogue(ev.profile.name), {}
+    for name in (name for name in ev.records if name.startswith("lc") and name.endswith("unbalanced") and entries[name].control in ev.records):
+        others = {"the DSN": entries[name].control, "IRNet": entries[name].control.replace("dsn", "irnet")}
+        for split, (other, run) in product(ev.splits, others.items()):
+            if apart := difference(ev, name, run, split):
+                sign = "more accurate than" if apart.low > 0 else "less accurate than" if apart.high < 0 else "no difference shown to"
+                told.setdefault(name, {}).setdefault(split, {}).setdefault(sign, []).append(other)
+    said = [f"{ev[name]['parameters'] / 1e6:.2f} M parameters ({name}): " + "; ".join(
+        f"{split} " + ", ".join(f"{sign} {' and '.join(others)}" for sign, others in signs.items()) for split, signs in splits.items())
+        for name, splits in told.items()]
+    words = {"more accurate than": "Yes", "less accurate than": "No, LC is less accurate", "no difference shown to": "No difference shown"}
+    signs = {sign for splits in told.values() for signs in splits.values() for sign in signs}
+    word = words[signs.pop()] if len(signs) == 1 else "It depends on the network and the split"
+    return [f"**And without class weights, of which the paper says nothing? {word}.** {'. '.join(said)}. Of the first: {_order(ev.unbalanced)}"]
 
 
 def _held(ev: Evidence) -> str:
     """Whether LC is better than DSN and IRNet, in a word, by all seeds where they are here and on each split; and the order of the methods."""
     miou, kinds = printed("2")["mIoU"], set()
     for other in ("DSN", "IRNet"):
-        means = [difference(ev, METHODS["LC"], METHODS[other], split, seeds=True) for split in ev.splits]
-        found = means if None not in means else [difference(ev, METHODS["LC"], METHODS[other], split) for split in ev.splits]
-        kinds |= {d.verdict(miou["LC"] - miou[other]).split(":")[0] for d in found}
+        kinds |= {difference(ev, METHODS["LC"], METHODS[other], split).verdict(miou["LC"] - miou[other]) for split in ev.splits}
     short = {"reproduced": "Yes", "in part": "In direction, not in size", "not": "No, LC is less accurate here", "not shown": "No difference shown"}
-    means = f", by means over {len(ev.profile.seeds)} seeds" * (found is means)
-    return f"{short[kinds.pop()] if len(kinds) == 1 else 'Not throughout'}.** {ev.label}{means}. {_order(ev)}"
+    size = f"{ev[METHODS['LC']]['parameters'] / 1e6:.2f} M parameters"
+    return f"{short[kinds.pop()] if len(kinds) == 1 else 'Not throughout'}.** {ev.label}, {size}. {_order(ev)}"
 
 
 def _order(ev: Evidence) -> str:
@@ -180,18 +106,20 @@ def _order(ev: Evidence) -> str:
 
 
 def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
-    """The methods that are here by mIoU on a split, of all seeds where there are several; ~ where the interval of a step includes zero."""
-    mean = table.get(f"{split}, mean of {len(ev.profile.seeds)} seeds", table[split])
-    scores = (table[split] if mean.isna().any() else mean).dropna().sort_values(ascending=False, kind="stable")
-    steps = [difference(ev, METHODS[a], METHODS[b], split, seeds=scores.name != split) for a, b in pairwise(scores.index)]
+    """The methods that are here by mIoU on a split, those of all seeds by their means where there are some, the others behind them; ~ where the
+    interval of a step includes zero."""
+    one, mean = (table.get(column, pd.Series()).dropna() for column in (split, f"{split}, mean of {len(ev.profile.seeds)} seeds"))
+    scores = (mean if len(mean) > 1 else one).sort_values(ascending=False, kind="stable")
+    steps = [difference(ev, METHODS[a], METHODS[b], split) for a, b in pairwise(scores.index)]
     of = scores.name + ", one seed" * (scores.name == split and len(ev.profile.seeds) > 1)
-    return scores.index[0] + "".join(f" {'>' if step.low > 0 else '~'} {name}" for step, name in zip(steps, scores.index[1:])) + f" ({of})"
+    rest = "".join(f"; {name} {score:.2f}, one seed" for name, score in one.drop(scores.index).items())
+    return scores.index[0] + "".join(f" {'>' if step.low > 0 else '~'} {name}" for step, name in zip(steps, scores.index[1:])) + f" ({of}{rest})"
 
 
 def _scope(ev: Evidence) -> str:
     sizes = [record["parameters"] / 1e6 for name, record in ev.records.items() if name.startswith("initial")]
     reach = " to ".join(dict.fromkeys(f"{size:.2f}" for size in (min(sizes), max(sizes))))
-    weights = " What does not say *without class weights* is with them (classes are balanced in training); the paper mentions none."
+    weights = " Results not marked *without class weights* were trained with them (classes are balanced); the paper mentions none."
     return (f"**How far does this reach?** Networks of {reach} M parameters (paper: "
             f"{published('6', 'IRNet-LC', 'params').value:g} M), {'ImageNet' if ev.profile.model.weights else 'random'} initial weights (paper: "
             f"ImageNet), one seed where no mean is named.{weights * (ev.profile.train.balance != 'none')}"

@@ -1,19 +1,15 @@
-"""Why LC gains or loses: one thing changed at a time, along the halo, over seeds. Records -> frames and sentences.
+"""Why LC gains or loses: one thing changed at a time, over seeds. Records -> frames and sentences.
 
 A cause counts by what its removal does: `moved` is the gain of LC over its control with the change, less that without, in points of
 mIoU, from paired draws over images. The rule for words is in `said`; nothing here knows which side is ahead.
 """
 import itertools
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from lc import metrics, records
-from lc.speed import cost
-from lc.experiments import CASCADES, EVERYWHERE, FULL, HALOS, SEEDED, catalogue
-from lc.networks import build
-from lc.studies import OUTSIDE
+from lc.experiments import CASCADES, FULL, HALOS, SEEDED, catalogue
 from lc.report.tables import METHODS, MISSING, Evidence, draws, gain, interval, over_seeds, percent, seed_gains, variant, words
 
 LC, DSN, IRNET = METHODS["LC"], METHODS["DSN"], METHODS["IRNet"]
@@ -46,23 +42,8 @@ def used(ev: Evidence) -> list[str]:
     return [name for name in ev.records if name in names]
 
 
-def computed(ev: Evidence, name: str) -> tuple[list[float], bool] | None:
-    """(shares of the cells that each stage computes on val, whether exact). Records count the cells handed on; a halo computes more: as
-    much of the others as the same halo round the regions of plain LC (study-context), so not exact. None: not known."""
-    if name not in ev.records:
-        return None
-    handed, halo = ev[name]["metrics"]["val"]["handed"], ev[name]["config"]["model"]["halo"]
-    if not halo or halo >= EVERYWHERE:
-        return [1.0] * len(handed) if halo else handed, True
-    study = ev.records.get("study-context")
-    if study is None or f"halo {halo}" not in study["study"]["variants"]:
-        return None
-    bare, grown = (np.array(study["study"]["computed"][study["study"]["variants"].index(v)]) for v in ("zeros", f"halo {halo}"))
-    return (1 - (1 - np.array(handed)) * np.divide(1 - grown, 1 - bare, out=np.ones(len(bare)), where=bare < 1)).tolist(), False
-
-
 def changes(ev: Evidence) -> pd.DataFrame:
-    """One thing changed at a time: mIoU, gain over the run's control and over plain LC on both splits, cells that stages 2 and 3 compute."""
+    """One thing changed at a time: mIoU, gain over the run's control and over plain LC on both splits."""
     entries = catalogue(ev.profile.name)
     rows = {}
     for name, title, control in [(DSN, "", ""), (LC, "", DSN), *((e.name, e.title, e.control) for e in entries.values() if e.group == "why")]:
@@ -71,9 +52,6 @@ def changes(ev: Evidence) -> pd.DataFrame:
             row[split, "mIoU"] = f"{percent(ev[name], split):.2f}" if name in ev.records else MISSING
             row[split, "over control"] = words(gain(ev, name, control, split)) if control else ""
             row[split, "over plain LC"] = words(gain(ev, name, LC, split)) if name.startswith("lc") and name != LC else ""
-        found = computed(ev, name)
-        for stage in (2, 3):
-            row["cells, % (val)", f"stage {stage}"] = f"{'' if found[1] else 'about '}{100 * found[0][stage - 1]:.0f}" if found else "not known"
     return pd.DataFrame(rows).T.rename_axis("run")
 
 
@@ -134,26 +112,8 @@ def account(ev: Evidence) -> str:
     if not parts:
         return f"The account needs `study-context`, LC and DSN: {MISSING}."
     by = by_clip(ev).T.get("LC's weights: zeros less every cell computed", {})
-    clips = " By clip, missing context costs: " + "; ".join(f"{clip}, {lost}" for clip, lost in [*by.items()][:-1]) + "."
+    clips = " What missing context changes, by clip: " + "; ".join(f"{clip}, {lost}" for clip, lost in [*by.items()][:-1]) + "."
     return " ".join([f"Of {LC}, seed {ev.profile.seeds[0]}.", *parts]) + clips * bool(len(by))
-
-
-def halo_points(ev: Evidence) -> dict[str, pd.DataFrame]:
-    """mIoU (percent, val) against multiply-adds (percent of the dense network's) along the halo: trained so, and at test time only."""
-    first = next(iter(ev.records.values()))
-    model, size = build(len(first["data"]["classes"]), **asdict(ev.profile.model)), first["data"]["size"]
-    stages = np.array([cost.cascade_share(model, size, one) for one in np.eye(len(model.stages))])
-    points = {"trained with the halo": [(k, computed(ev, name)[0], percent(ev[name], "val")) for k, name in
-              ((0, LC), *((k, name) for name, k in HALOS.items())) if computed(ev, name)]}
-    if "study-context" in ev.records:
-        study = ev["study-context"]["study"]
-        for i, network in enumerate(study["networks"]):
-            first = i * len(study["variants"])
-            labels = [{"zeros": "0", "everything": "all"}.get(v, v.removeprefix("halo ")) for v in study["variants"]]
-            points[f"{network}, halo at test time only"] = [
-                (label, c, 100 * m) for label, c, m in zip(labels, study["computed"][first:], study["miou"][first:]) if label not in OUTSIDE.values()]
-    return {name: pd.DataFrame({"multiply-adds, % of dense": [100 * stages @ np.array(c) for _, c, _ in rows], "mIoU": [m for *_, m in rows]},
-                               index=[k for k, *_ in rows]) for name, rows in points.items() if rows}
 
 
 def context_table(record: records.Record) -> pd.DataFrame:
