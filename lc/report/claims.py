@@ -122,13 +122,14 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
         return said, ", ".join(f"{name} {row['ms']:.1f} ms ({row['ms_low']:.1f} to {row['ms_high']:.1f}, {row['form']})"
                                for name, row in zip(names, (ours, other))) + "; different if the quartiles do not overlap"
     splits = [verdicts.difference(ev, *names, split) for split in ev.splits]
-    found = splits[-1]
     if test == "robust":
-        said = "not shown" if found.low < claimed <= found.high else _grade(found.low >= claimed)
+        judged = ["not shown" if d.low < claimed <= d.high else _grade(d.low >= claimed) for d in splits]
     else:
-        said = found.verdict(1e-9 if claimed is None else claimed, test == "gain")
-    seeds = f", means of {found.seeds} seeds" * (found.seeds > 1)
-    return said, "; ".join(map(str, splits)) + seeds + ("" if claimed is None else f"; paper {claimed:+.2f}")
+        judged = [d.verdict(1e-9 if claimed is None else claimed, test == "gain") for d in splits]
+    apart = f" (*{SPELT[judged[0]]}* there, *{SPELT[judged[-1]]}* on {ev.splits[-1]}, which counts)" * (judged[0] != judged[-1])
+    told = "; ".join(f"{d}{apart * (d is not splits[-1])}" for d in splits)
+    seeds = f", means of {splits[0].seeds} seeds" * (splits[0].seeds > 1)
+    return judged[-1], told + seeds + ("" if claimed is None else f"; paper {claimed:+.2f}")
 
 
 def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:
