@@ -59,7 +59,7 @@ def link(page: str) -> str:
 def summary(table: pd.DataFrame) -> str:
     """How many claims got which verdict, in two sentences: what our runs tested, and what was checked without any."""
     parts = []
-    for checked, what in ((False, "that runs and timings can test"), (True, "checked against the paper's own numbers and VOC's labels")):
+    for checked, what in ((False, "that need runs, timings or what is not here"), (True, "checked against the paper's own numbers and VOC's labels")):
         counts = table.loc[table["test"].isin(CHECKED) == checked, "verdict"].value_counts()
         parts.append(f"Of {counts.sum()} claims {what}: " + ", ".join(f"{counts[v]} *{said}*" for v, said in SPELT.items() if v in counts) + ".")
     return " ".join(parts)
@@ -99,7 +99,8 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
     if test == "peak":
         best = max(names[1:], key=lambda name: percent(ev[name], "val"))
         gain = verdicts.difference(ev, best, "dsn")
-        return gain.verdict(claimed), f"the best on val below 1: rho = {best.removeprefix('lc-')}; there {gain}; paper {claimed:+.2f}"
+        return gain.verdict(claimed), f"the best on val below 1{', judged there too, which flatters it' * (len(ev.splits) == 1)}: rho = " \
+            f"{best.removeprefix('lc-')}; there {gain}; paper {claimed:+.2f}"
     if test == "monotone":
         early = [100 * sum(ev[name]["metrics"]["val"]["decided"][:2]) for name in names]
         return _grade(early == sorted(early), early[-1] > early[0]), ", ".join(f"{v:.0f}" for v in early) + " % on val, by falling rho"
@@ -126,10 +127,8 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
         judged = ["not shown" if d.low < claimed <= d.high else _grade(d.low >= claimed) for d in splits]
     else:
         judged = [d.verdict(1e-9 if claimed is None else claimed, test == "gain") for d in splits]
-    apart = f" (*{SPELT[judged[0]]}* there, *{SPELT[judged[-1]]}* on {ev.splits[-1]}, which counts)" * (judged[0] != judged[-1])
-    told = "; ".join(f"{d}{apart * (d is not splits[-1])}" for d in splits)
-    seeds = f", means of {splits[0].seeds} seeds" * (splits[0].seeds > 1)
-    return judged[-1], told + seeds + ("" if claimed is None else f"; paper {claimed:+.2f}")
+    apart = f"; on {ev.splits[0]} alone *{SPELT[judged[0]]}*" * (judged[0] != judged[-1])
+    return judged[-1], "; ".join(map(str, splits)) + ("" if claimed is None else f"; paper {claimed:+.2f}") + apart
 
 
 def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:

@@ -127,8 +127,8 @@ def _apart(ev: Evidence, name: str, control: str, split: str, i: int) -> tuple[f
 
 def equal_accuracy(ev: Evidence) -> pd.DataFrame:
     """Each timed cascade (lc.experiments.CASCADES) at each rho below 1: mIoU on val; on each split the difference in points to the DSN with the same
-    images and width, of all its seeds, and whether it is `equal` (the whole interval above -SMALL); cells that stages 2 and 3 compute, the speed-up
-    over its dense form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
+    images and width, of the seeds that were tested at that rho, and whether it is `equal` (the whole interval above -SMALL); cells that stages 2 and
+    3 compute, the speed-up over its dense form, its quartiles, and what its multiply-adds allow. No row without a timing, or of a smoke run."""
     rows, entries = {}, catalogue(ev.profile.name)
     for name in CASCADES if ev.profile.tier != "smoke" else ():
         control = (entries[name].control or METHODS["DSN"]) if name in entries else ""
@@ -159,7 +159,7 @@ def _fastest(table: pd.DataFrame, split: str) -> tuple | None:
 
 
 def fastest(table: pd.DataFrame, split: str) -> str | None:
-    """The greatest speed-up of rows of `equal_accuracy` that are equal on a split, and its rho; None if nothing tells, as not every rho was tested."""
+    """The greatest speed-up of rows of `equal_accuracy` that are equal on a split, and its rho; None where not all were tested."""
     if at := _fastest(table, split):
         return f"{table.loc[at, 'speed-up']:.2f}x at rho = {at[1]}"
     return "none shown equal" if len(table) and table[f"equal ({split})"].notna().all() else None
@@ -181,14 +181,14 @@ def _equal(ev: Evidence) -> list[str]:
         parts.append(f"On {split} {best}.")
     word = " and ".join(f"{said} on {split}" for split, said in found.items()) if len({*found.values()}) > 1 else found["val"]
     return [f"**Is there a gain at equal accuracy? {word.capitalize()}.** *Equal*: the whole 95 % interval of LC - DSN lies above -{SMALL:g} points; "
-            f"the DSN has the same width and images. Of all timed cascades and rho below 1, chosen on the split that is named: {' '.join(parts)} The "
+            f"the DSN has the same width and images. Of all timed cascades and rho below 1, chosen on the split that is named. {' '.join(parts)} The "
             f"paper: {paper_equal()} ({miou['0.950']:.2f} against {miou['1']:.2f} %)."]
 
 
 def table(ev: Evidence) -> list[pd.DataFrame]:
     """Every measured speed-up of LC at the paper's two rho, what its multiply-adds allow, the opponent, and what LC loses, under the paper's."""
     data, miou, lost = next(iter(ev.records.values()))["data"]["name"], printed("1").loc["mIoU"], equal_accuracy(ev).to_dict("index")
-    named = lambda kind: "the paper's width and depth, random weights, blobs of its shares" if kind == "network" else f"{kind}, {data} ({ev.profile.tier})"
+    named = lambda kind: f"{kind}, {data} ({ev.profile.tier})" if kind != "network" else "the paper's network, random weights, blobs of its shares"
     rows = {("the paper's frame rates, Titan X, VOC12", f"{rho:g}"): {"speed-up": f"{value:.2f}x", "ideal": None, "dense form": None,
                                                                       LOSS["val"]: f"{miou[f'{rho:.3f}'] - miou['1']:+.2f}"}
             for rho, value in paper_speedups().items()}

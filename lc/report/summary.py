@@ -40,13 +40,13 @@ def summary(ev: Evidence) -> list[pd.DataFrame]:
 
 
 def block(ev: Evidence) -> str:
-    """The README's numbers, as Markdown: summary, answers, why, claims, gains, speed, Tables 2, 1 and 3 (on val and test), and where they come from."""
+    """The README's numbers, as Markdown: summary, answers, why, claims, gains, speed, Tables 2, 1 and 3, and where they come from."""
     written = lambda title, frames: [_markdown(title, frame, ev.label) for frame in frames]
     devices = "; ".join(dict.fromkeys(r["device"] for r in ev.trained))
     hours = sum(r.values.get("train_seconds", 0) + r["evaluate_seconds"] for r in ev.records.values()) / 3600
     origin = (f"Ours: {ev.label}, seed {ev.profile.seeds[0]} where no other is named. Trained on: {devices}. {len(ev.records)} records in "
-              f"results/{ev.profile.name}/runs, each with its commit; their training and evaluation add up to {hours:.0f} hours. Brackets: 95 % intervals from a paired bootstrap "
-              "over images, of videos in blocks of ten frames, of means over seeds too; of speed-ups, quartiles.")
+              f"results/{ev.profile.name}/runs, each with its commit; their training and evaluation add up to {hours:.0f} hours. Brackets: 95 % "
+              "intervals from a paired bootstrap over images, of videos in blocks of ten frames, of means over seeds too; of speed-ups, quartiles.")
     return "\n\n".join([*written(ev.label, summary(ev)), *answers(ev), f"**Why?** {account(ev)}",
                         f"**And all that the paper claims?** {claims.summary(claims.claims(ev))} One by one: page *Claims*.",
                         *written("Accuracy, points of mIoU", gains(ev)), *written("Speed", speedups.table(ev)),

@@ -25,7 +25,12 @@ class Difference:
     seeds: int = 1
 
     def __str__(self) -> str:
-        return f"{self.value:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] on {self.split} ({self.images} images)"
+        return f"{self.value:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] on {self.split} ({self.images} images{self.by_seeds})"
+
+    @property
+    def by_seeds(self) -> str:
+        """Of how many seeds it is the mean; nothing of one."""
+        return f", mean of {self.seeds} seeds" * (self.seeds > 1)
 
     def verdict(self, claimed: float, effect: bool = True) -> str:
         """One rule for all pages. Fixed before any run: a claimed effect counts by its sign, and only if the interval excludes zero; a claimed
@@ -73,12 +78,12 @@ def _without_weights(ev: Evidence) -> list[str]:
         others = {"the DSN": entries[name].control, "IRNet": entries[name].control.replace("dsn", "irnet")}
         for split, (other, run) in product(ev.splits, others.items()):
             if apart := difference(ev, name, run, split):
-                sign = "more accurate than" if apart.low > 0 else "less accurate than" if apart.high < 0 else "no difference shown to"
+                sign = "more accurate than" if apart.low > 0 else "less accurate than" if apart.high < 0 else "not shown to differ from"
                 told.setdefault(name, {}).setdefault(split, {}).setdefault(sign, []).append(other)
-    said = [f"{ev[name]['parameters'] / 1e6:.2f} M parameters ({name}): " + "; ".join(
-        f"{split} " + ", ".join(f"{sign} {' and '.join(others)}" for sign, others in signs.items()) for split, signs in splits.items())
+    said = [f"{_size(ev, name, entries[name].control)}: " + "; ".join(
+        f"on {split} " + ", ".join(f"{sign} {' and '.join(others)}" for sign, others in signs.items()) for split, signs in splits.items())
         for name, splits in told.items()]
-    words = {"more accurate than": "Yes", "less accurate than": "No, LC is less accurate", "no difference shown to": "No difference shown"}
+    words = {"more accurate than": "Yes", "less accurate than": "No, LC is less accurate", "not shown to differ from": "No difference shown"}
     signs = {sign for splits in told.values() for signs in splits.values() for sign in signs}
     word = words[signs.pop()] if len(signs) == 1 else "It depends on the network and the split"
     return [f"**And without class weights, of which the paper says nothing? {word}.** {'. '.join(said)}. Of the first: {_order(ev.unbalanced)}"]
@@ -90,8 +95,13 @@ def _held(ev: Evidence) -> str:
     for other in ("DSN", "IRNet"):
         kinds |= {difference(ev, METHODS["LC"], METHODS[other], split).verdict(miou["LC"] - miou[other]) for split in ev.splits}
     short = {"reproduced": "Yes", "in part": "In direction, not in size", "not": "No, LC is less accurate here", "not shown": "No difference shown"}
-    size = f"{ev[METHODS['LC']]['parameters'] / 1e6:.2f} M parameters"
+    size = _size(ev, METHODS["LC"], METHODS["DSN"])
     return f"{short[kinds.pop()] if len(kinds) == 1 else 'Not throughout'}.** {ev.label}, {size}. {_order(ev)}"
+
+
+def _size(ev: Evidence, name: str, control: str) -> str:
+    """A cascade by its parameters and name, and of how many seeds its difference to its control is the mean."""
+    return f"{ev[name]['parameters'] / 1e6:.2f} M parameters ({name}{difference(ev, name, control).by_seeds})"
 
 
 def _order(ev: Evidence) -> str:
