@@ -127,6 +127,7 @@ def test_verdicts_are_those_of_the_mean_over_seeds(house):
         ev.records[name.replace("dsn", "lc-0.985")].arrays["confusions_val"] = ev[name].arrays["confusions_val"] + 40 * np.eye(3, dtype=int)
     said, number = claims._compare("gain", ev, ["lc-0.985", "dsn"], 1.2)
     assert said == "not shown" and number.endswith("on test (6 images, mean of 3 seeds); paper +1.20; on val alone *reproduced*")
+    assert claims._compare("no effect", ev, ["lc-0.985", "dsn"], 0)[1].endswith("; too wide an interval to say that there is none")
 
 
 @pytest.mark.parametrize("stages, said", [(([3, 2, 1], [3, 6, 4]), "reproduced"), (([3, 2, 1], [9, 3, 2]), "not")])

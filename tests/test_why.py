@@ -149,9 +149,9 @@ def test_the_recipe_without_balanced_classes_is_told(house):
     assert not told() and len(verdicts.answers(ev)) == 2
     ev.records.update(evidence(irnet_unbalanced=0).records)
     better = "1.00 M parameters (lc-unbalanced): on val more accurate than the DSN and IRNet; on test more accurate than the DSN and IRNet. "
-    assert len(told()) == 1 and f"says nothing? Yes.** {better}Of the first: The methods" in told()[0]
+    assert len(told()) == 1 and f"says nothing? Yes.** {better}The methods of the first by mIoU" in told()[0]
     ev.records.update(evidence(dsn_wide_unbalanced=0, lc_wide_unbalanced=0).records)
-    wide = "1.00 M parameters (lc-wide-unbalanced): on val not shown to differ from the DSN; on test not shown to differ from the DSN. Of the first"
+    wide = "1.00 M parameters (lc-wide-unbalanced): on val not shown to differ from the DSN; on test not shown to differ from the DSN. The methods of the first"
     assert f"says nothing? It depends on the network and the split.** {better}{wide}" in told()[0], "its IRNet is not here"
     del ev.records["lc-wide-unbalanced"]
     for seed in (1, 2):

@@ -128,7 +128,8 @@ def _compare(test: str, ev: Evidence, names: list[str], claimed: float | None) -
     else:
         judged = [d.verdict(1e-9 if claimed is None else claimed, test == "gain") for d in splits]
     apart = f"; on {ev.splits[0]} alone *{SPELT[judged[0]]}*" * (judged[0] != judged[-1])
-    return judged[-1], "; ".join(map(str, splits)) + ("" if claimed is None else f"; paper {claimed:+.2f}") + apart
+    wide = "; too wide an interval to say that there is none" * (test == "no effect" and judged[-1] == "not shown")
+    return judged[-1], "; ".join(map(str, splits)) + ("" if claimed is None else f"; paper {claimed:+.2f}") + apart + wide
 
 
 def _count(test: str, record: Record, claimed: float | None) -> tuple[str, str]:

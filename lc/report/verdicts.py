@@ -86,7 +86,7 @@ def _without_weights(ev: Evidence) -> list[str]:
     words = {"more accurate than": "Yes", "less accurate than": "No, LC is less accurate", "not shown to differ from": "No difference shown"}
     signs = {sign for splits in told.values() for signs in splits.values() for sign in signs}
     word = words[signs.pop()] if len(signs) == 1 else "It depends on the network and the split"
-    return [f"**And without class weights, of which the paper says nothing? {word}.** {'. '.join(said)}. Of the first: {_order(ev.unbalanced)}"]
+    return [f"**And without class weights, of which the paper says nothing? {word}.** {'. '.join(said)}. {_order(ev.unbalanced, ' of the first')}"]
 
 
 def _held(ev: Evidence) -> str:
@@ -104,15 +104,15 @@ def _size(ev: Evidence, name: str, control: str) -> str:
     return f"{ev[name]['parameters'] / 1e6:.2f} M parameters ({name}{difference(ev, name, control).by_seeds})"
 
 
-def _order(ev: Evidence) -> str:
-    """What Tables 1 and 2 say by order alone, in the paper and here."""
+def _order(ev: Evidence, of: str = "") -> str:
+    """What Tables 1 and 2 say by order alone, in the paper and here; of: which network's, if several were named."""
     ours, runs, paper = methods(ev)[-1][ev.label], rho_runs(ev), printed("1").loc["mIoU"]
     ranks = "; ".join(_ranked(ev, ours, split) for split in ev.splits)
     better = lambda scores: f"{sum(value > scores['1'] for value in scores.values())} of {len(scores) - 1}"
     theirs = " > ".join(printed("2")["mIoU"].sort_values(ascending=False).index)
     above = ", ".join(f"{better({rho: percent(run, split) for rho, run in runs.items()})} ({split})" for split in ev.splits)
     peak = f" Thresholds below 1 that beat rho = 1{', one seed' * (len(ev.profile.seeds) > 1)}: {above}; paper: {better(dict(paper))}."
-    return f"The methods by mIoU (~: no difference shown between neighbours): {ranks}; paper: {theirs}." + peak * (len(runs) == len(paper))
+    return f"The methods{of} by mIoU (~: no difference shown between neighbours): {ranks}; paper: {theirs}." + peak * (len(runs) == len(paper))
 
 
 def _ranked(ev: Evidence, table: pd.DataFrame, split: str) -> str:
