@@ -200,42 +200,41 @@ def _pretrained(p: Profile) -> list[Experiment]:
             *_pair(p, "pretrained", "pretrained on procedural images", replace(_initial(p, p.seeds[0]), start=first))]
 
 
+def _changed_profiles(p: Profile) -> dict[str, tuple[str, Profile]]:
+    """By name, title and profile: larger images, twice the channels, the paper's network; without class weights, and the last two so; where the
+    profile shrinks the paper's."""
+    if p.data.name == "shapes" or p.model.width >= 1:
+        return {}
+    full, crop = PROFILES["camvid"], tuple(round(side / p.data.scale) for side in p.train.crop)
+    wide = replace(p, model=replace(p.model, width=2 * p.model.width))
+    paper = replace(p, model=full.model, epochs=FULL[0], cascade_epochs=FULL[1], lr=full.lr, cascade_lr=full.cascade_lr)
+    same, without = lambda q: replace(q, train=replace(q.train, balance="none")), "without class weights"
+    found = {"large": ("images of their own size", replace(p, data=replace(p.data, scale=1.0), train=replace(p.train, crop=crop))),
+             "wide": ("twice the width", wide), "full": ("the paper's network", paper), "unbalanced": (without, same(p)),
+             "wide-unbalanced": (f"twice the width, {without}", same(wide)), "full-unbalanced": (f"the paper's network, {without}", same(paper))}
+    return {name: (title, changed) for name, (title, changed) in found.items() if changed != p}
+
+
 def _larger(p: Profile) -> list[Experiment]:
-    """DSN and LC with larger images, twice the channels, the paper's network, where the profile shrinks them; without class weights,
-    and that with twice the channels and with the paper's network."""
-    initial, train = _initial(p, p.seeds[0]), replace(p.train, crop=tuple(round(side / p.data.scale) for side in p.train.crop))
-    wide, same = replace(p.model, width=2 * p.model.width), replace(p.train, balance="none")
-    smaller, full = p.data.name != "shapes" and p.model.width < 1, PROFILES["camvid"]
-    paper, tuned = replace(initial, model=full.model, phases=(Phase(FULL[0], full.lr),)), {"epochs": FULL[1], "lr": full.cascade_lr}
-    read = {key: LARGER[key] for key in ("", "-features")}
-    changes = [("large", "images of their own size", replace(initial, data=replace(p.data, scale=1.0), train=train), LARGER, {}),
-               ("wide", "twice the width", replace(initial, model=wide), LARGER, {}),
-               ("full", "the paper's network", paper, {key: LARGER[key] for key in ("", "-halo-2")}, tuned),
-               ("unbalanced", "without class weights", replace(initial, train=same), LARGER, {}),
-               ("wide-unbalanced", "twice the width, without class weights", replace(initial, model=wide, train=same), read, {}),
-               ("full-unbalanced", "the paper's network, without class weights", replace(paper, train=same), read, tuned)]
-    return [entry for change in changes if smaller and change[2] != initial for entry in _pair(p, *change)]
+    """DSN and LC of `_changed_profiles`, LC also as those that are timed."""
+    timed = lambda name: {key: change for key, change in LARGER.items() if f"lc-{name}{key}" in CASCADES}
+    return [entry for name, (title, q) in _changed_profiles(p).items() for entry in _pair(q, name, title, _initial(q, q.seeds[0]), timed(name))]
 
 
 def _unbalanced(p: Profile) -> list[Experiment]:
-    """The rest of Tables 1 and 2 without balanced classes, which the paper does not balance, and so IRNet of twice the channels and of the paper's
-    size; `_larger` has LC and its DSN."""
-    pair, full = {e.run for e in _larger(p) if "unbalanced" in e.name}, PROFILES["camvid"]
-    same = replace(p, train=replace(p.train, balance="none"))
-    wide = replace(same, model=replace(p.model, width=2 * p.model.width))
-    paper = replace(same, model=full.model, epochs=FULL[0], cascade_epochs=FULL[1], lr=full.lr, cascade_lr=full.cascade_lr)
-    return [replace(e, name=f"{e.name}-{key}", title=f"{e.title}, {title}", cells=(), publish=False, sweep=False)
-            for key, title, like, only in (("unbalanced", "without class weights", same, ()),
-                                           ("wide-unbalanced", "twice the width, without class weights", wide, ("irnet",)),
-                                           ("full-unbalanced", "the paper's network, without class weights", paper, ("irnet",)))
-            for e in _paper(like) if pair and not e.study and e.run not in pair and (e.name in only or not only)]
+    """The rest of Tables 1 and 2 without balanced classes, which the paper does not balance, and so IRNet of the larger networks; `_larger` has
+    LC and its DSN."""
+    pair = {e.run for e in _larger(p)}
+    return [replace(e, name=f"{e.name}-{name}", title=f"{e.title}, {title}", cells=(), publish=False, sweep=False)
+            for name, (title, q) in _changed_profiles(p).items() if name.endswith("unbalanced")
+            for e in _paper(q) if not e.study and e.run not in pair and (name == "unbalanced" or e.name == "irnet")]
 
 
-def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}, phase: dict = {}) -> list[Experiment]:
-    """Initial training, and from its weights DSN and LC (and LC's `variants`: changes of its network); phase: changes of cascade training."""
-    best, control = _tuned(p, initial, **phase), f"dsn-{name}"
+def _pair(p: Profile, name: str, title: str, initial: RunConfig, variants: dict[str, dict] = {"": {}}) -> list[Experiment]:
+    """Initial training, and from its weights DSN and LC (and LC's `variants`: changes of its network)."""
+    best, control = _tuned(p, initial), f"dsn-{name}"
     return [Experiment(f"initial-{name}", f"initial training, {title}", initial, sweep=False),
-            _changed(control, f"DSN, {title}", _tuned(p, initial, 1.0, **phase)),
+            _changed(control, f"DSN, {title}", _tuned(p, initial, 1.0)),
             *(_changed(f"lc-{name}{key}", f"LC, {title}{key and f', as lc{key}'}", replace(best, model=replace(initial.model, **change)), control)
               for key, change in variants.items())]
 
